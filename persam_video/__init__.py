@@ -1,0 +1,1 @@
+"""Follow one object through a video from one mask, without training."""

@@ -1,0 +1,191 @@
+"""Every setting once: its default, its meaning, its legal values.
+
+One flat frozen dataclass per stage. A value comes from the default, then the TOML file, then the
+flag; ``Config.merged`` applies one such layer. The command line makes its flags from these fields,
+so help, defaults and ranges cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from persam_video.errors import ConfigError
+
+
+def setting(
+    default: Any,
+    help_text: str,
+    *,
+    choices: tuple[str, ...] | None = None,
+    low: float | None = None,
+    high: float | None = None,
+) -> Any:
+    """A dataclass field that knows its help text, its choices, and its closed range."""
+    metadata = {"help": help_text, "choices": choices, "low": low, "high": high}
+    return field(default=default, metadata=metadata)
+
+
+def _value_type(annotation: Any) -> tuple[type, bool]:
+    """``float | None`` -> (float, True); ``int`` -> (int, False)."""
+    arguments = typing.get_args(annotation)
+    if isinstance(annotation, types.UnionType):
+        return next(a for a in arguments if a is not type(None)), True
+    return annotation, False
+
+
+class _Checked:
+    """Checks every field of a settings dataclass against its type, choices and range."""
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for f in dataclasses.fields(self):  # type: ignore[arg-type]
+            value, (kind, optional) = getattr(self, f.name), _value_type(hints[f.name])
+            if value is None and optional:
+                continue
+            if kind is float and isinstance(value, int) and not isinstance(value, bool):
+                object.__setattr__(self, f.name, value := float(value))
+            if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+                raise ConfigError(f"{f.name} must be {kind.__name__}, got {value!r}")
+            choices, low, high = (f.metadata[key] for key in ("choices", "low", "high"))
+            if choices is not None and value not in choices:
+                raise ConfigError(f"{f.name} must be one of {', '.join(choices)}, got {value!r}")
+            if (low is not None and value < low) or (high is not None and value > high):
+                legal = f"{'-inf' if low is None else low} to {'inf' if high is None else high}"
+                raise ConfigError(f"{f.name} must be in {legal}, got {value!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class SourceConfig(_Checked):
+    """Which frames are read, and how large."""
+
+    backend: str = setting(
+        "pyav", "decoder of video files; never swapped silently", choices=("pyav", "decord")
+    )
+    start: int = setting(0, "index of the first frame to read", low=0)
+    end: int | None = setting(None, "index of the first frame not to read", low=1)
+    stride: int = setting(1, "read every n-th frame", low=1)
+    max_size: int | None = setting(
+        None, "shrink frames so that the longer side has at most this many pixels", low=16
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderConfig(_Checked):
+    """The frozen network and where it runs."""
+
+    model: str = setting(
+        "vit_t", "backbone of the Segment Anything Model", choices=("vit_t", "vit_b", "vit_l", "vit_h")
+    )
+    checkpoint: str | None = setting(None, "local weights file instead of the cached download")
+    device: str = setting("auto", "where the network runs", choices=("auto", "cpu", "cuda", "mps"))
+    dtype: str = setting(
+        "auto",
+        "number format of the image encoder; auto = float32 on CPU and MPS, bfloat16 on CUDA",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    input_size: int = setting(
+        1024, "side of the network's square input in pixels, a multiple of 64", low=256, high=2048
+    )
+
+    def __post_init__(self) -> None:
+        _Checked.__post_init__(self)
+        if self.input_size % 64:
+            raise ConfigError(f"input_size must be a multiple of 64, got {self.input_size}")
+
+
+@dataclass(frozen=True, slots=True)
+class PersonalizeConfig(_Checked):
+    """PerSAM's parts, each switchable (method.md names: paper sections 3.1 to 3.3)."""
+
+    target: str = setting(
+        "mean_max", "target embedding from the reference's features", choices=("mean", "mean_max")
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TrackConfig(_Checked):
+    """How the object is followed through time."""
+
+    method: str = setting(
+        "track", "how masks are found", choices=("persam", "persam_f", "track")
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All settings of a run, one section per stage; the sections of the TOML file."""
+
+    source: SourceConfig = field(default_factory=SourceConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    personalize: PersonalizeConfig = field(default_factory=PersonalizeConfig)
+    track: TrackConfig = field(default_factory=TrackConfig)
+
+    def merged(self, layer: Mapping[str, Mapping[str, Any]], origin: str) -> Config:
+        """This configuration with ``layer[section][key]`` on top.
+
+        Args:
+            layer: Section name -> key -> value, as a TOML file holds them.
+            origin: Name of the layer for error messages, e.g. the file's path.
+
+        Raises:
+            ConfigError: A section or key is unknown (all legal ones are named), or a value is
+                illegal.
+        """
+        sections = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        for name, values in layer.items():
+            if name not in sections:
+                raise ConfigError(f"{origin}: unknown section [{name}]; legal: {', '.join(sections)}")
+            if not isinstance(values, Mapping):
+                raise ConfigError(f"{origin}: {name} must be a section [{name}], got {values!r}")
+            legal = [f.name for f in dataclasses.fields(sections[name])]
+            if unknown := [key for key in values if key not in legal]:
+                raise ConfigError(
+                    f"{origin}: unknown key {', '.join(unknown)} in [{name}]; "
+                    f"legal: {', '.join(legal)}"
+                )
+            try:
+                sections[name] = dataclasses.replace(sections[name], **values)
+            except ConfigError as error:
+                raise ConfigError(f"{origin}: [{name}] {error.message}") from None
+        return Config(**sections)
+
+    def to_toml(self) -> str:
+        """The whole configuration as TOML text that ``load_config`` reads back."""
+        lines = []
+        for section in dataclasses.fields(self):
+            lines.append(f"[{section.name}]")
+            values = dataclasses.asdict(getattr(self, section.name))
+            lines += [f"{k} = {_toml_value(v)}" for k, v in values.items() if v is not None]
+            lines.append("")
+        return "\n".join(lines)
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}"'
+    return repr(value)
+
+
+def load_config(path: Path, base: Config | None = None) -> Config:
+    """Read a TOML file on top of ``base`` (default: the defaults).
+
+    Raises:
+        ConfigError: The file is missing, is no TOML, or holds an unknown or illegal setting.
+    """
+    try:
+        layer = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration: {error.strerror}", path=path) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"not a TOML file: {error}", path=path) from error
+    return (base or Config()).merged(layer, str(path))
