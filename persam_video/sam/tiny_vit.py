@@ -1,0 +1,202 @@
+"""TinyViT-5M in inference form: the image encoder of MobileSAM (model ``vit_t``).
+
+Architecture: Wu et al., "TinyViT: Fast Pretraining Distillation for Small Vision Transformers",
+2022; its use in SAM: Zhang et al., "Faster Segment Anything (MobileSAM)", 2023.
+
+Inference form means that every convolution + BatchNorm pair of training is one convolution with a
+bias, and the relative attention bias is stored expanded. Parameter names are MobileSAM's except for
+these two: ``X.weight`` / ``X.bias`` where training had ``X.c`` and ``X.bn``, and ``attention_bias``
+(heads, N, N) where training had ``attention_biases`` (heads, offsets). Nothing depends on the input
+resolution: windows pad to any size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 (the field's name for it)
+
+EMBED_DIMS = (64, 128, 160, 320)
+DEPTHS = (2, 2, 6, 2)
+NUM_HEADS = (2, 4, 5, 10)
+WINDOW_SIZES = (7, 7, 14, 7)
+STAGE_STRIDES = (4, 8, 16)
+"""Input pixels per cell of the three maps returned beside the embedding."""
+
+
+class PatchEmbed(nn.Module):
+    """Two strided 3x3 convolutions: (B, 3, H, W) -> (B, 64, H/4, W/4)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        dim = EMBED_DIMS[0]
+        self.seq = nn.Sequential(
+            nn.Conv2d(3, dim // 2, 3, 2, 1), nn.GELU(), nn.Conv2d(dim // 2, dim, 3, 2, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        embedded: Tensor = self.seq(x)
+        return embedded
+
+
+class MBConv(nn.Module):
+    """Inverted bottleneck, (B, C, h, w) -> same."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        hidden = 4 * dim
+        self.conv1 = nn.Conv2d(dim, hidden, 1)
+        self.conv2 = nn.Conv2d(hidden, hidden, 3, 1, 1, groups=hidden)
+        self.conv3 = nn.Conv2d(hidden, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        y = F.gelu(self.conv2(F.gelu(self.conv1(x))))
+        return F.gelu(self.conv3(y) + x)
+
+
+class PatchMerging(nn.Module):
+    """Channels up and, for ``stride`` 2, resolution down: (B, C, h, w) -> (B, C', h/s, w/s)."""
+
+    def __init__(self, dim: int, out_dim: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(dim, out_dim, 1)
+        self.conv2 = nn.Conv2d(out_dim, out_dim, 3, stride, 1, groups=out_dim)
+        self.conv3 = nn.Conv2d(out_dim, out_dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        merged: Tensor = self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x)))))
+        return merged
+
+
+class Attention(nn.Module):
+    """Self-attention inside windows of N = window^2 tokens: (B, N, C) -> same."""
+
+    def __init__(self, dim: int, num_heads: int, window_size: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = nn.LayerNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        tokens = window_size**2
+        self.attention_bias = nn.Parameter(torch.zeros(num_heads, tokens, tokens))
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        batch, tokens, dim = x.shape
+        # TinyViT stores q, k and v of one head side by side: (heads, 3 * C / heads).
+        qkv = self.qkv(self.norm(x)).view(batch, tokens, self.num_heads, -1).transpose(1, 2)
+        query, key, value = qkv.chunk(3, dim=-1)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=self.attention_bias)
+        projected: Tensor = self.proj(out.transpose(1, 2).reshape(batch, tokens, dim))
+        return projected
+
+
+class Mlp(nn.Module):
+    """Pre-normalised two-layer perceptron over the last dimension."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.fc1 = nn.Linear(dim, 4 * dim)
+        self.fc2 = nn.Linear(4 * dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        y: Tensor = self.fc2(F.gelu(self.fc1(self.norm(x))))
+        return y
+
+
+class TinyViTBlock(nn.Module):
+    """Windowed attention, 3x3 depthwise convolution, MLP: (B, C, h, w) -> same."""
+
+    def __init__(self, dim: int, num_heads: int, window_size: int) -> None:
+        super().__init__()
+        self.window_size = window_size
+        self.attn = Attention(dim, num_heads, window_size)
+        self.local_conv = nn.Conv2d(dim, dim, 3, 1, 1, groups=dim)
+        self.mlp = Mlp(dim)
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        tokens = x.permute(0, 2, 3, 1)  # a free view: x is channels_last in memory
+        tokens = tokens + self._windowed_attention(tokens)
+        tokens = self.local_conv(tokens.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        tokens = tokens + self.mlp(tokens)
+        return tokens.permute(0, 3, 1, 2)
+
+    def _windowed_attention(self, x: Tensor) -> Tensor:
+        """(B, h, w, C) -> same; windows at the border are filled up with zeros, as in training."""
+        batch, height, width, dim = x.shape
+        side = self.window_size
+        pad_h, pad_w = -height % side, -width % side
+        x = F.pad(x, (0, 0, 0, pad_w, 0, pad_h))
+        rows, columns = x.shape[1] // side, x.shape[2] // side
+        x = x.view(batch, rows, side, columns, side, dim).transpose(2, 3)
+        x = self.attn(x.reshape(-1, side * side, dim))
+        x = x.view(batch, rows, columns, side, side, dim).transpose(2, 3)
+        x = x.reshape(batch, rows * side, columns * side, dim)
+        return x[:, :height, :width]
+
+
+class Stage(nn.Module):
+    """The blocks of one resolution and the merging to the next."""
+
+    def __init__(self, blocks: list[nn.Module], downsample: nn.Module | None) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*blocks)
+        if downsample is not None:
+            self.downsample = downsample
+
+
+class LayerNorm2d(nn.Module):
+    """Layer normalisation over the channels of (B, C, h, w)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        y = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, 1e-6)
+        return y.permute(0, 3, 1, 2)
+
+
+class TinyViT(nn.Module):
+    """(B, 3, H, W) normalised RGB -> SAM's image embedding and three finer maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch_embed = PatchEmbed()
+        layers: list[nn.Module] = []
+        for i, dim in enumerate(EMBED_DIMS):
+            blocks: list[nn.Module] = [
+                MBConv(dim) if i == 0 else TinyViTBlock(dim, NUM_HEADS[i], WINDOW_SIZES[i])
+                for _ in range(DEPTHS[i])
+            ]
+            last = i == len(EMBED_DIMS) - 1
+            # The step to 320 channels keeps the resolution: SAM wants stride 16, not 32.
+            merging = None if last else PatchMerging(dim, EMBED_DIMS[i + 1], 1 if i == 2 else 2)
+            layers.append(Stage(blocks, merging))
+        self.layers = nn.ModuleList(layers)
+        self.neck = nn.Sequential(
+            nn.Conv2d(EMBED_DIMS[-1], 256, 1, bias=False),
+            LayerNorm2d(256),
+            nn.Conv2d(256, 256, 3, padding=1, bias=False),
+            LayerNorm2d(256),
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Encode a batch.
+
+        Args:
+            x: (B, 3, H, W) float, normalised RGB; H and W multiples of 16.
+
+        Returns:
+            The embedding (B, 256, H/16, W/16) and the maps behind the blocks of strides 4, 8 and
+            16: (B, 64, H/4, W/4), (B, 128, H/8, W/8), (B, 160, H/16, W/16).
+        """
+        x = self.patch_embed(x.contiguous(memory_format=torch.channels_last))
+        stages = []
+        for layer in self.layers:
+            x = layer.blocks(x)
+            if hasattr(layer, "downsample"):
+                stages.append(x)
+                x = layer.downsample(x)
+        return self.neck(x), tuple(stages)
