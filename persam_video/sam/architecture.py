@@ -61,7 +61,7 @@ def check_architecture(
         state_dict: Tensor names and tensors.
         path: Where they come from, for the message.
     """
-    expected = _shapes(model_info(name))
+    expected = expected_shapes(model_info(name))
     got = {key: tuple(value.shape) for key, value in state_dict.items()}
     if got == expected:
         return
@@ -92,7 +92,7 @@ def _guess(got: Mapping[str, Shape]) -> str:
     """Say which model these tensors belong to."""
     fractions = {}
     for other, info in MODELS.items():
-        shapes = _shapes(info)
+        shapes = expected_shapes(info)
         if shapes == got:
             return f"They fit {other}."
         same = sum(got.get(key) == shape for key, shape in shapes.items())
@@ -103,7 +103,8 @@ def _guess(got: Mapping[str, Shape]) -> str:
     return f"They are closest to {best}: {fractions[best]:.0%} of the tensors agree."
 
 
-def _shapes(info: ModelInfo) -> dict[str, Shape]:
+def expected_shapes(info: ModelInfo) -> dict[str, Shape]:
+    """Name -> shape of every tensor of a model, in no memory to speak of."""
     return {key: tuple(value.shape) for key, value in _empty(info).state_dict().items()}
 
 
