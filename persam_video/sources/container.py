@@ -1,0 +1,300 @@
+"""Video containers through PyAV: files, network streams, and pipes."""
+
+from __future__ import annotations
+
+import heapq
+import logging
+from collections.abc import Iterator
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import av
+import numpy as np
+from av.codec.context import ThreadType
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+
+from persam_video.errors import SourceError
+from persam_video.sources.base import NOMINAL_RATE, Picture
+from persam_video.sources.orientation import orientation_of, upright
+from persam_video.sources.standard_input import standard_input
+from persam_video.types import UInt8Array, VideoInfo
+
+NETWORK_SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "http", "https", "udp")
+
+LIBRARY_ERRORS = (av.FFmpegError, OSError, ValueError)
+"""What PyAV raises: FFmpeg's errors, and those of the file object it reads from."""
+
+_TIMEOUT_S = 10.0
+_LIVE_SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "udp")
+_OPTIONS = {
+    "rtsp": {"rtsp_transport": "tcp"},  # UDP loses packets, and a lost packet smears many frames
+    "rtsps": {"rtsp_transport": "tcp"},
+    "udp": {"overrun_nonfatal": "1"},
+    "http": {"reconnect": "1", "reconnect_delay_max": "5"},
+    "https": {"reconnect": "1", "reconnect_delay_max": "5"},
+}
+
+_log = logging.getLogger(__name__)
+
+
+def open_file(path: Path) -> ContainerReader:
+    """A video file. Raises SourceError."""
+    # "file:" keeps FFmpeg from taking a colon in the name for a protocol.
+    return ContainerReader(_open(f"file:{path}", str(path)), str(path))
+
+
+def open_url(url: str) -> ContainerReader:
+    """A network stream; http is read like a file, the rest as live. Raises SourceError."""
+    scheme = url.partition("://")[0].lower()
+    container = _open(url, url, options=_OPTIONS.get(scheme, {}), timeout=_TIMEOUT_S)
+    return ContainerReader(container, url, live=scheme in _LIVE_SCHEMES)
+
+
+def open_pipe() -> ContainerReader:
+    """A video on standard input. Raises SourceError."""
+    return ContainerReader(_open(_Pipe(standard_input("-")), "-"), "-")
+
+
+class ContainerReader:
+    """Frames of the best video stream of a container.
+
+    A live stream is read with little delay, and a packet that does not decode is logged and
+    passed over, as loss is normal there; anywhere else it is an error.
+
+    Args:
+        container: Opened by one of the functions above; closed by this object.
+        spec: What the user wrote.
+        live: Whether the stream is live.
+
+    Attributes:
+        announced_end_s: When the video ends by the container's own word, in seconds, or None.
+        is_mirrored: Whether the container asks for a mirrored picture.
+    """
+
+    def __init__(self, container: InputContainer, spec: str, *, live: bool = False) -> None:
+        self._container, self._spec, self._live = container, spec, live
+        self._reformatter = VideoReformatter()
+        self._decoded = 0
+        try:
+            self._stream = _video_stream(container, spec)
+            # Frame threads also make FFmpeg flag damaged frames, but hold several frames back.
+            self._stream.thread_type = ThreadType.SLICE if live else ThreadType.AUTO
+            self._frames = self._decode()
+            first = next(self._frames, None)
+            if first is None:
+                raise SourceError("it holds no frame that can be decoded", path=spec)
+            self._first: VideoFrame | None = first
+            self._info = self._facts(first)
+            self.announced_end_s = None if live else _announced_end_s(container, self._stream)
+            transpose, flip_x, flip_y = orientation_of(first)
+            self.is_mirrored = transpose ^ flip_x ^ flip_y
+        except BaseException:
+            container.close()
+            raise
+
+    @property
+    def info(self) -> VideoInfo:
+        """Facts of the whole stream."""
+        return self._info
+
+    def pictures(self) -> Iterator[Picture]:
+        """Frames in presentation order, with the container's own timestamps.
+
+        Raises:
+            SourceError: The stream is damaged here, or no data came in time.
+        """
+        last, index = self._first, 0
+        self._first = None
+        while last is not None:
+            yield Picture(index, self._time_s(last, index), partial(self._image, last, index))
+            frame = next(self._frames, None)
+            if frame is None:
+                warn_if_cut_off(self._info, self.announced_end_s, self._time_s(last, index))
+            last, index = frame, index + 1
+
+    def close(self) -> None:
+        """Close the container; a second call does nothing."""
+        self._container.close()
+
+    def _facts(self, first: VideoFrame) -> VideoInfo:
+        stream = self._stream
+        height, width = first.height, first.width
+        transposed = orientation_of(first)[0]
+        return VideoInfo(
+            spec=self._spec,
+            size_hw=(width, height) if transposed else (height, width),
+            rate=stream.average_rate or stream.guessed_rate or None,
+            frame_count=None if self._live else _announced_count(stream),
+            backend="pyav",
+            has_audio=bool(self._container.streams.audio),
+        )
+
+    def _decode(self) -> Iterator[VideoFrame]:
+        """Frames up to the damage, if there is one; then SourceError."""
+        packets = self._container.demux(self._stream)
+        waiting: list[int] = []  # heap: pts of packets whose frames have not come out yet
+        while True:
+            try:
+                packet = next(packets, None)
+            except LIBRARY_ERRORS as error:
+                yield from self._held_back(waiting)
+                raise self._damage(error_text(error)) from error
+            if packet is None:
+                return
+            if packet.pts is not None and not packet.is_discard:
+                heapq.heappush(waiting, packet.pts)
+            if packet.is_corrupt and not self._live:
+                yield from self._held_back(waiting)
+                raise self._damage("the file is cut off or has a hole")
+            for frame in self._decode_packet(packet):
+                while waiting and frame.pts is not None and waiting[0] <= frame.pts:
+                    heapq.heappop(waiting)
+                yield frame
+
+    def _decode_packet(self, packet: Packet[VideoStream]) -> Iterator[VideoFrame]:
+        try:
+            frames = packet.decode()
+        except LIBRARY_ERRORS as error:
+            if not self._live:
+                # What the decoder still holds may refer to the damaged picture: it is not shown.
+                raise self._damage(error_text(error)) from error
+            _log.warning("%s: a packet is passed over: %s", self._spec, error_text(error))
+            return
+        for frame in frames:
+            if frame.is_corrupt and not self._live:
+                raise self._damage("its data are damaged")
+            self._decoded += 1
+            yield frame
+
+    def _held_back(self, waiting: list[int]) -> Iterator[VideoFrame]:
+        """Frames that wait inside the decoder, up to the first one that is missing."""
+        try:
+            frames = self._stream.decode(None)
+        except LIBRARY_ERRORS as error:
+            _log.debug("%s: nothing more to save: %s", self._spec, error_text(error))
+            return
+        for frame in frames:
+            if frame.is_corrupt or not waiting or frame.pts != heapq.heappop(waiting):
+                return
+            self._decoded += 1
+            yield frame
+
+    def _damage(self, reason: str) -> SourceError:
+        return SourceError(
+            f"cannot decode the video from here on: {reason}; whole frames before: {self._decoded}",
+            path=self._spec,
+            frame_index=self._decoded,
+        )
+
+    def _time_s(self, frame: VideoFrame, index: int) -> float:
+        if frame.time is not None:
+            return float(frame.time)
+        return float(index / (self._info.rate or NOMINAL_RATE))
+
+    def _image(self, frame: VideoFrame, index: int) -> UInt8Array:
+        try:
+            rgb = self._reformatter.reformat(frame, format="rgb24").to_ndarray()
+        except LIBRARY_ERRORS as error:
+            raise SourceError(
+                f"cannot convert a {frame.format.name} frame to RGB: {error_text(error)}",
+                path=self._spec,
+                frame_index=index,
+            ) from error
+        return upright(np.asarray(rgb, np.uint8), orientation_of(frame))
+
+
+class _Pipe:
+    """Standard input for PyAV: no close, and no seek unless it is a redirected file."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        # read1 hands on what has arrived; read would wait until FFmpeg's buffer is full.
+        self.read = getattr(stream, "read1", stream.read)
+        if stream.seekable():
+            self.seek, self.tell = stream.seek, stream.tell
+
+
+def warn_if_cut_off(info: VideoInfo, announced_end_s: float | None, last_time_s: float) -> None:
+    """Log a warning when a video of unknown frame count ends before its announced end."""
+    if announced_end_s is None or info.frame_count is not None:
+        return  # where frames are counted, the count is compared instead
+    period_s = float(1 / (info.rate or NOMINAL_RATE))
+    if announced_end_s - last_time_s > 2.5 * period_s:
+        _log.warning(
+            "%s: it announces %.2f s, but its last frame comes at %.2f s; the file may be cut off",
+            info.spec,
+            announced_end_s,
+            last_time_s,
+        )
+
+
+def packet_times_s(path: Path) -> list[float]:
+    """Presentation times in seconds, ascending, of all frames of a video file; nothing is decoded.
+
+    Raises:
+        SourceError: The file cannot be read to its end.
+    """
+    with _open(f"file:{path}", str(path)) as container:
+        stream = _video_stream(container, str(path))
+        try:
+            ticks = [
+                p.pts for p in container.demux(stream) if p.pts is not None and not p.is_discard
+            ]
+        except LIBRARY_ERRORS as error:
+            raise SourceError(f"cannot read the video: {error_text(error)}", path=path) from error
+        return [float(tick * (stream.time_base or Fraction(1))) for tick in sorted(ticks)]
+
+
+def error_text(error: BaseException) -> str:
+    """What an error of PyAV says, without its number and its call."""
+    if isinstance(error, av.error.ExitError):
+        return f"no data came for {_TIMEOUT_S:g} s"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _open(file: str | _Pipe, spec: str, **arguments: Any) -> InputContainer:
+    try:
+        # metadata_errors: a title in a strange encoding is no reason to refuse the pictures.
+        container: InputContainer = av.open(file, mode="r", metadata_errors="replace", **arguments)
+    except LIBRARY_ERRORS as error:
+        raise SourceError(
+            f"{spec!r} cannot be opened as a video: {error_text(error)}. Is it a video, and whole? "
+            "On a pipe an mp4 must have its index in front (faststart)",
+            path=spec,
+        ) from error
+    return container
+
+
+def _video_stream(container: InputContainer, spec: str) -> VideoStream:
+    """The best video stream; not a cover picture, and not FFmpeg's rendering of a text file."""
+    stream = container.streams.best("video")
+    is_cover = stream is not None and stream.disposition & Disposition.attached_pic
+    if not isinstance(stream, VideoStream) or is_cover or container.format.name == "tty":
+        kinds = ", ".join(sorted({other.type for other in container.streams}))
+        found = "text" if container.format.name == "tty" else kinds or "nothing"
+        raise SourceError(f"there is no video stream in {spec!r}; got {found}", path=spec)
+    return stream
+
+
+def _announced_count(stream: VideoStream) -> int | None:
+    """Number of frames that the container's index shows; None when it has no such index."""
+    # Frames that an edit list cuts away are counted by the container but never come out.
+    hidden = sum(entry.is_discard for entry in getattr(stream, "index_entries", ()))
+    return stream.frames - hidden if stream.frames > hidden else None
+
+
+def _announced_end_s(container: InputContainer, stream: VideoStream) -> float | None:
+    """When the video stream ends by the container's own word, in seconds, or None."""
+    tag = stream.metadata.get("DURATION", "")  # Matroska: "00:00:10.034000000"
+    try:
+        hours, minutes, seconds = (float(part) for part in tag.split(":"))
+        return 3600 * hours + 60 * minutes + seconds
+    except ValueError:
+        alone = len(container.streams) == 1 and container.duration is not None
+        return float(container.duration or 0) / av.time_base if alone else None
