@@ -102,20 +102,53 @@ class EncoderConfig(_Checked):
 
 @dataclass(frozen=True, slots=True)
 class PersonalizeConfig(_Checked):
-    """PerSAM's parts, each switchable (method.md names: paper sections 3.1 to 3.3)."""
+    """PerSAM's parts, each switchable (Zhang et al., 2023, sections 3.2 and 3.3)."""
 
     target: str = setting(
         "mean_max", "target embedding from the reference's features", choices=("mean", "mean_max")
     )
+    attention: bool = setting(True, "target-guided attention in the first decoder pass")
+    semantic: bool = setting(True, "target-semantic prompting in the first decoder pass")
+    positive_points: int = setting(2, "points on the likeliest cells", low=1, high=16)
+    negative_points: int = setting(1, "points on the least likely cells", low=0, high=16)
+    point_separation: float = setting(
+        4.0, "smallest distance between points of one kind, in grid cells", low=0.0, high=64.0
+    )
+    passes: int = setting(3, "decoder passes of the cascaded refinement", low=1, high=3)
 
 
 @dataclass(frozen=True, slots=True)
 class TrackConfig(_Checked):
     """How the object is followed through time."""
 
-    method: str = setting(
-        "track", "how masks are found", choices=("persam", "persam_f", "track")
+    method: str = setting("track", "how masks are found", choices=("persam", "persam_f", "track"))
+    box_margin: float = setting(
+        10.0, "persam, persam_f: growth of the previous mask's box, in source pixels", low=0.0
     )
+    reference_share: float = setting(
+        0.6, "track: weight of the reference against the running memory", low=0.0, high=1.0
+    )
+    decay: float = setting(
+        0.92, "track: what is left of the running memory after a frame", low=0.0, high=0.999
+    )
+    ridge: float = setting(1e-3, "track: regulariser of the target model", low=1e-8, high=10.0)
+    background_weight: float = setting(
+        4.0, "track: weight of the background against the object", low=0.1, high=100.0
+    )
+    region_padding: int = setting(
+        9, "track: cells of 8 input pixels searched around the previous mask", low=1, high=256
+    )
+    gain: float = setting(4.0, "track: logits per unit of the target model's score", low=0.1)
+    logit_limit: float = setting(4.0, "track: limit of the target model's logits", low=0.5)
+    sam_logit_limit: float = setting(8.0, "track: limit of the SAM decoder's logits", low=0.5)
+    agreement_low: float = setting(
+        0.5, "track: soft IoU of SAM and target model at which SAM gets no say", low=0.0, high=1.0
+    )
+    agreement_slope: float = setting(
+        1.25, "track: SAM's share gained per unit of soft IoU above that", low=0.0, high=10.0
+    )
+    uncertain_below: float = setting(0.5, "score under which a mask is uncertain", low=0.0, high=1.0)
+    lost_below: float = setting(0.2, "score under which the object is lost", low=0.0, high=1.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,86 @@
+"""Target + new frame -> where the object probably is, as a map and as points.
+
+PerSAM, section 3.2: cosine similarity of the target with every cell of the test image.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 (the field's name for it)
+
+from persam_video.personalize.target import Target
+from persam_video.types import Embedding
+
+
+def similarity_maps(targets: list[Target], embedding: Embedding, local: bool = False) -> Tensor:
+    """Cosine similarity of N targets with every grid cell.
+
+    Args:
+        targets: N targets.
+        embedding: Of the frame to search.
+        local: Compare with every local feature and average (the paper's image method) instead of
+            with the one direction (its video script).
+
+    Returns:
+        (N, h, w) float32 in [-1, 1]; cells that are padding hold the map's minimum.
+    """
+    features = F.normalize(embedding.neck[0], dim=0)
+    # The mean of cosines with many unit vectors is the dot product with the vectors' mean.
+    directions = torch.stack([t.local.mean(dim=0) if local else t.direction for t in targets])
+    similarity = torch.einsum("nc,chw->nhw", directions, features)
+    valid = valid_cells(embedding, (similarity.shape[1], similarity.shape[2]))
+    lowest = similarity.masked_fill(~valid, torch.inf).amin(dim=(1, 2), keepdim=True)
+    return torch.where(valid, similarity, lowest)
+
+
+def valid_cells(embedding: Embedding, grid_hw: tuple[int, int]) -> Tensor:
+    """(h, w) bool, True where a cell's centre lies inside the frame and not in the padding."""
+    inside = []
+    for cells, length in zip(grid_hw, embedding.input_hw, strict=True):
+        centres = (torch.arange(cells, device=embedding.neck.device) + 0.5) / cells
+        inside.append(centres * embedding.input_size < length)
+    return inside[0][:, None] & inside[1][None, :]
+
+
+def normalised_prior(maps: Tensor) -> Tensor:
+    """(N, h, w) maps -> (N, h, w) in (0, 1): z-score over the cells, then the logistic function."""
+    mean = maps.mean(dim=(1, 2), keepdim=True)
+    deviation = maps.std(dim=(1, 2), keepdim=True).clamp_min(1e-6)
+    return torch.sigmoid((maps - mean) / deviation)
+
+
+def spread_points(maps: Tensor, count: int, separation: float) -> Tensor:
+    """The ``count`` best cells of each map that are not neighbours.
+
+    Greedy: take the maximum, blank out everything nearer than ``separation`` cells, repeat. When
+    the blanks cover the whole map, the best cell comes again.
+
+    Args:
+        maps: (N, h, w) float32; -inf marks cells that may not be taken.
+        count: Points per map, K >= 1.
+        separation: Smallest distance between two points, in cells.
+
+    Returns:
+        (N, K, 2) int64 row and column of each point.
+    """
+    rows = torch.arange(maps.shape[1], device=maps.device)[:, None]
+    columns = torch.arange(maps.shape[2], device=maps.device)[None, :]
+    points = []
+    for grid in maps:
+        left, best = grid.clone(), int(grid.argmax())
+        chosen = []
+        for _ in range(count):
+            at = int(left.argmax())
+            at = at if bool(left.flatten()[at] > -torch.inf) else best
+            row, column = divmod(at, grid.shape[1])
+            chosen.append((row, column))
+            near = (rows - row) ** 2 + (columns - column) ** 2 < separation**2
+            left = left.masked_fill(near, -torch.inf)
+        points.append(chosen)
+    return torch.tensor(points, device=maps.device)
+
+
+def cell_centres_xy(grid_rc: Tensor, stride: float) -> Tensor:
+    """(..., 2) row and column of cells -> (..., 2) float32 x, y of their centres in input pixels."""
+    return (grid_rc.flip(-1).float() + 0.5) * stride

@@ -1,0 +1,200 @@
+"""SAM's prompt encoder and mask decoder, run by our own pass over segment_anything's modules.
+
+The pass differs from ``MaskDecoder.forward`` in three ways: all objects of a frame go through as one
+batch, all four masks come back (the single one first), and the two interventions of PerSAM (Zhang
+et al., "Personalize Segment Anything Model with One Shot", 2023, section 3.2) have a place. With
+both off it computes what SamPredictor computes; a test holds it to that.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 (the field's name for it)
+
+from persam_video.types import Candidates, Embedding
+
+
+@dataclass(frozen=True, slots=True)
+class PromptBatch:
+    """Prompts for N objects in pixels of the network's input.
+
+    Attributes:
+        points_xy: (N, K, 2) float32, or None.
+        point_labels: (N, K) int, 1 = on the object, 0 = off it, -1 = padding; None as points_xy.
+        boxes_xyxy: (N, 4) float32 in SAM's convention (last pixel inside), or None.
+        mask_logits: (N, 1, 4h, 4w) float32, or None.
+    """
+
+    points_xy: Tensor | None = None
+    point_labels: Tensor | None = None
+    boxes_xyxy: Tensor | None = None
+    mask_logits: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Guidance:
+    """PerSAM's two interventions for N objects.
+
+    Attributes:
+        attention_prior: (N, h * w) float32 in [0, 1], normalised location prior that modulates the
+            token-to-image cross-attention (target-guided attention), or None.
+        target_embedding: (N, 256) float32, added to every token before each layer
+            (target-semantic prompting), or None.
+    """
+
+    attention_prior: Tensor | None = None
+    target_embedding: Tensor | None = None
+
+
+NO_GUIDANCE = Guidance()
+
+
+class SamDecoder:
+    """Prompts + embedding -> candidate masks.
+
+    Args:
+        prompt_encoder: segment_anything ``PromptEncoder`` built for the embedding's grid.
+        mask_decoder: segment_anything ``MaskDecoder``.
+    """
+
+    def __init__(self, prompt_encoder: nn.Module, mask_decoder: nn.Module) -> None:
+        self.prompt_encoder: Any = prompt_encoder
+        self.mask_decoder: Any = mask_decoder
+        with torch.inference_mode():
+            self._image_pe: Tensor = self.prompt_encoder.get_dense_pe()
+
+    @property
+    def device(self) -> torch.device:
+        """Where prompts must live."""
+        return self._image_pe.device
+
+    @torch.inference_mode()
+    def decode(
+        self, embedding: Embedding, prompts: PromptBatch, guidance: Guidance = NO_GUIDANCE
+    ) -> Candidates:
+        """Propose four masks for each of N objects in one batched call.
+
+        Returns:
+            Candidates with M = 4: the mask of the single-mask token, then the three of the
+            multimask output (whole, part, sub-part in no fixed order).
+        """
+        points = None
+        if prompts.points_xy is not None:
+            points = (prompts.points_xy, prompts.point_labels)
+        sparse, dense = self.prompt_encoder(
+            points=points, boxes=prompts.boxes_xyxy, masks=prompts.mask_logits
+        )
+        decoder = self.mask_decoder
+        own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+        tokens = torch.cat([own.expand(len(sparse), -1, -1), sparse], dim=1)
+        source = embedding.neck + dense
+        shape = source.shape
+        hidden, image = self._transform(tokens, source, guidance)
+
+        upscaled = decoder.output_upscaling(image.transpose(1, 2).reshape(shape))
+        count = decoder.num_mask_tokens
+        kernels = torch.stack(
+            [mlp(hidden[:, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)],
+            dim=1,
+        )
+        logits = torch.einsum("nmc,nchw->nmhw", kernels, upscaled)
+        predicted_iou = decoder.iou_prediction_head(hidden[:, 0])
+        assert logits.shape[1] == count == predicted_iou.shape[1]
+        return Candidates(logits, predicted_iou)
+
+    def _transform(
+        self, tokens: Tensor, source: Tensor, guidance: Guidance
+    ) -> tuple[Tensor, Tensor]:
+        """Two-way transformer: tokens (N, K, 256) and image (N, 256, h, w) -> the same, attended.
+
+        The image comes back as (N, h * w, 256).
+        """
+        transformer = self.mask_decoder.transformer
+        keys = source.flatten(2).transpose(1, 2)
+        key_pe = self._image_pe.flatten(2).transpose(1, 2)
+        target = guidance.target_embedding
+        semantic = 0 if target is None else target[:, None]
+        queries = tokens
+        for layer in transformer.layers:
+            queries = queries + semantic
+            queries, keys = _two_way_block(
+                layer, queries, keys, tokens, key_pe, guidance.attention_prior
+            )
+        query = queries + tokens + semantic
+        attended = transformer.final_attn_token_to_image(q=query, k=keys + key_pe, v=keys)
+        return transformer.norm_final_attn(queries + attended), keys
+
+
+def _two_way_block(
+    layer: Any, queries: Tensor, keys: Tensor, query_pe: Tensor, key_pe: Tensor, prior: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """One block of SAM's two-way transformer, its token-to-image attention guided by ``prior``."""
+    if layer.skip_first_layer_pe:
+        queries = layer.self_attn(q=queries, k=queries, v=queries)
+    else:
+        q = queries + query_pe
+        queries = queries + layer.self_attn(q=q, k=q, v=queries)
+    queries = layer.norm1(queries)
+
+    k = keys + key_pe
+    attended = guided_attention(
+        layer.cross_attn_token_to_image, queries + query_pe, k, keys, prior
+    )
+    queries = layer.norm2(queries + attended)
+    queries = layer.norm3(queries + layer.mlp(queries))
+
+    attended = layer.cross_attn_image_to_token(q=k, k=queries + query_pe, v=queries)
+    return queries, layer.norm4(keys + attended)
+
+
+def guided_attention(
+    attention: Any, q: Tensor, k: Tensor, v: Tensor, prior: Tensor | None
+) -> Tensor:
+    """Cross-attention whose map is modulated by a location prior.
+
+    PerSAM, section 3.2: A' = softmax(softmax(q k^T / sqrt(d)) + S), with S the normalised
+    similarity of every image cell to the target. Without a prior it is plain attention.
+
+    Args:
+        attention: segment_anything ``Attention`` module.
+        q: (N, K, C) tokens.
+        k: (N, h * w, C) image cells with their positional encoding.
+        v: (N, h * w, C) image cells.
+        prior: (N, h * w) in [0, 1], or None.
+
+    Returns:
+        (N, K, C) attended tokens.
+    """
+    if prior is None:
+        plain: Tensor = attention(q=q, k=k, v=v)
+        return plain
+    query, key, value = (
+        attention._separate_heads(project(x), attention.num_heads)
+        for project, x in ((attention.q_proj, q), (attention.k_proj, k), (attention.v_proj, v))
+    )
+    weights = (query @ key.transpose(2, 3) / math.sqrt(query.shape[-1])).softmax(dim=-1)
+    weights = (weights + prior[:, None, None, :]).softmax(dim=-1)
+    guided: Tensor = attention.out_proj(attention._recombine_heads(weights @ value))
+    return guided
+
+
+def upscale_logits(logits: Tensor, embedding: Embedding) -> Tensor:
+    """Logits over the padded square -> logits in source pixels, as SAM's post-processing does.
+
+    Args:
+        logits: (N, M, 4h, 4w) float32.
+        embedding: The frame's embedding; it knows the sizes.
+
+    Returns:
+        (N, M, H, W) float32.
+    """
+    size, (height, width) = embedding.input_size, embedding.input_hw
+    square = F.interpolate(logits, (size, size), mode="bilinear", align_corners=False)
+    return F.interpolate(
+        square[..., :height, :width], embedding.source_hw, mode="bilinear", align_corners=False
+    )

@@ -1,0 +1,108 @@
+"""Frame -> Embedding: resize, normalise, pad, run the frozen image encoder."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 (the field's name for it)
+
+from persam_video.geometry import fit_longest_side
+from persam_video.types import Embedding, UInt8Array
+
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+
+
+class Encoder(Protocol):
+    """What the tracker needs from an image encoder; bring your own by having this method."""
+
+    def encode(self, image_rgb: UInt8Array) -> Embedding:
+        """Embed one (H, W, 3) uint8 RGB picture."""
+
+
+class Backbone(Protocol):
+    """A network of this room: normalised batch -> embedding and finer maps."""
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """(B, 3, S, S) -> (B, 256, S/16, S/16) and maps (B, C_i, h_i, w_i), finest first."""
+
+
+class SamImageEncoder:
+    """SAM's pre-processing and image encoder.
+
+    Args:
+        backbone: The network, already on ``device`` and in ``dtype``.
+        input_size: Side of the network's square input in pixels.
+        device: Where to run.
+        dtype: Number format of the network; the Embedding is float32 whatever this is.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        input_size: int = 1024,
+        device: torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.backbone = backbone
+        self.input_size = input_size
+        self.device = device or torch.device("cpu")
+        self.dtype = dtype
+        mean = torch.tensor(PIXEL_MEAN, device=self.device).view(1, 3, 1, 1)
+        std = torch.tensor(PIXEL_STD, device=self.device).view(1, 3, 1, 1)
+        self._mean, self._std = mean, std
+
+    @torch.inference_mode()
+    def encode(self, image_rgb: UInt8Array) -> Embedding:
+        """Embed one (H, W, 3) uint8 RGB picture."""
+        source_hw = (int(image_rgb.shape[0]), int(image_rgb.shape[1]))
+        input_hw = fit_longest_side(source_hw, self.input_size)
+        x = self.preprocess(image_rgb, input_hw).to(self.dtype)
+        neck, stages = self.backbone(x)
+        return Embedding(
+            neck=neck.float(),
+            stages=tuple(stage.float() for stage in stages),
+            source_hw=source_hw,
+            input_hw=input_hw,
+            input_size=self.input_size,
+        )
+
+    def preprocess(self, image_rgb: UInt8Array, input_hw: tuple[int, int]) -> Tensor:
+        """(H, W, 3) uint8 RGB -> (1, 3, S, S) float32: resized, normalised, zero-padded."""
+        # Pillow's antialiased bilinear filter is what SAM was trained and released with.
+        height, width = input_hw
+        resized = Image.fromarray(image_rgb).resize((width, height), Image.Resampling.BILINEAR)
+        pixels = torch.from_numpy(np.array(resized)).to(self.device)
+        x = (pixels.permute(2, 0, 1)[None].float() - self._mean) / self._std
+        return F.pad(x, (0, self.input_size - width, 0, self.input_size - height))
+
+
+class VitBackbone(nn.Module):
+    """segment_anything's ViT encoder, with maps from inside as ``stages``.
+
+    Its own forward returns the embedding only. The maps are the outputs of the global-attention
+    blocks that end the first and the last quarter of the depth, all at stride 16.
+    """
+
+    def __init__(self, vit: nn.Module) -> None:
+        super().__init__()
+        self.vit = vit
+        depth = len(vit.blocks)  # type: ignore[arg-type]
+        self.taps = (depth // 4 - 1, depth - 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """(B, 3, 1024, 1024) -> (B, 256, 64, 64) and two maps (B, C, 64, 64)."""
+        vit = self.vit
+        x = vit.patch_embed(x)  # type: ignore[operator]
+        if vit.pos_embed is not None:
+            x = x + vit.pos_embed  # type: ignore[operator]
+        stages = []
+        for i, block in enumerate(vit.blocks):  # type: ignore[arg-type]
+            x = block(x)
+            if i in self.taps:
+                stages.append(x.permute(0, 3, 1, 2))
+        return vit.neck(x.permute(0, 3, 1, 2)), tuple(stages)  # type: ignore[operator]

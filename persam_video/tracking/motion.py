@@ -1,0 +1,52 @@
+"""Where the mask will be in the next frame, from where it was in the last ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_SMOOTHING = 0.5  # share of the newest displacement in the velocity
+
+
+class Motion:
+    """Constant velocity of the mask's centre, smoothed.
+
+    Args:
+        logits: (H, W) float32 mask logits of the first frame, > 0 = object.
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        self._centre = _centre(logits)
+        self.velocity_rc: tuple[float, float] = (0.0, 0.0)
+        """Rows and columns per frame on the logits' grid."""
+
+    def observe(self, logits: Tensor, *, jumped: bool = False) -> None:
+        """Learn from the mask of a new frame; ``jumped`` forgets the past velocity."""
+        centre = _centre(logits)
+        if self._centre is not None and centre is not None and not jumped:
+            step = (centre[0] - self._centre[0], centre[1] - self._centre[1])
+            self.velocity_rc = (
+                _SMOOTHING * step[0] + (1 - _SMOOTHING) * self.velocity_rc[0],
+                _SMOOTHING * step[1] + (1 - _SMOOTHING) * self.velocity_rc[1],
+            )
+        else:
+            self.velocity_rc = (0.0, 0.0)
+        self._centre = centre
+
+    def moved(self, logits: Tensor) -> Tensor:
+        """(H, W) logits shifted by one frame's motion; what enters from outside is background."""
+        rows, columns = round(self.velocity_rc[0]), round(self.velocity_rc[1])
+        height, width = logits.shape
+        moved = torch.full_like(logits, float(logits.min()))
+        moved[max(0, rows) : height + min(0, rows), max(0, columns) : width + min(0, columns)] = (
+            logits[max(0, -rows) : height - max(0, rows), max(0, -columns) : width - max(0, columns)]
+        )
+        return moved
+
+
+def _centre(logits: Tensor) -> tuple[float, float] | None:
+    """Mean row and column of the mask, or None when it is empty."""
+    rows, columns = torch.nonzero(logits > 0, as_tuple=True)
+    if len(rows) == 0:
+        return None
+    return float(rows.float().mean()), float(columns.float().mean())

@@ -1,0 +1,62 @@
+"""What the tracker remembers of one object, and when it calls it tracked, uncertain or lost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from persam_video.config import TrackConfig
+from persam_video.personalize.target import Target
+from persam_video.tracking.motion import Motion
+from persam_video.tracking.target_model import TargetModel
+from persam_video.types import ObjectState
+
+
+@dataclass(slots=True)
+class TrackedObject:
+    """One object's memory; its size is fixed, however long the clip.
+
+    Attributes:
+        object_id: The user's id, 1 to 254.
+        target: The reference's features, never changed.
+        logits: (4h, 4w) float32, the last mask believed in; kept as it is while the object is lost.
+        motion: How the mask's centre moves.
+        scale_weights: (3,) float32 of PerSAM-F, or None for other methods.
+        model: The discriminative model of method "track", or None for other methods.
+        state: Of the latest frame.
+        score: Confidence of the latest frame, in [0, 1].
+        frames_lost: Frames since the object was last seen, 0 while it is seen.
+    """
+
+    object_id: int
+    target: Target
+    logits: Tensor
+    motion: Motion
+    scale_weights: Tensor | None = None
+    model: TargetModel | None = None
+    state: ObjectState = ObjectState.TRACKED
+    score: float = 1.0
+    frames_lost: int = 0
+
+    def observe(self, logits: Tensor, score: float, config: TrackConfig) -> None:
+        """Take over the answer for a new frame.
+
+        Args:
+            logits: (4h, 4w) float32, the mask after all objects have competed for the pixels.
+            score: Confidence in it, in [0, 1].
+            config: ``lost_below`` and ``uncertain_below`` are used.
+        """
+        found = score >= config.lost_below and bool((logits > 0).any())
+        self.score = score if found else min(score, config.lost_below)
+        if not found:
+            self.state = ObjectState.LOST
+            self.frames_lost += 1
+            return
+        returned = self.frames_lost > 0
+        self.frames_lost = 0
+        self.state = (
+            ObjectState.TRACKED if score >= config.uncertain_below else ObjectState.UNCERTAIN
+        )
+        self.motion.observe(logits, jumped=returned)
+        self.logits = logits
