@@ -84,6 +84,9 @@ class ContainerReader:
         self._decoded = 0
         try:
             self._stream = _video_stream(container, spec)
+            # MPEG-TS flags the last packet before every splice, whole as it is.
+            spliced = container.format.name in ("mpegts", "hls")
+            self._trusts_packet_flags = not (live or spliced)
             # Frame threads also make FFmpeg flag damaged frames, but hold several frames back.
             self._stream.thread_type = ThreadType.SLICE if live else ThreadType.AUTO
             self._frames = self._decode()
@@ -131,7 +134,7 @@ class ContainerReader:
             spec=self._spec,
             size_hw=(width, height) if transposed else (height, width),
             rate=stream.average_rate or stream.guessed_rate or None,
-            frame_count=None if self._live else _announced_count(stream),
+            frame_count=None if self._live else _announced_count(self._container, stream),
             backend="pyav",
             has_audio=bool(self._container.streams.audio),
         )
@@ -150,7 +153,7 @@ class ContainerReader:
                 return
             if packet.pts is not None and not packet.is_discard:
                 heapq.heappush(waiting, packet.pts)
-            if packet.is_corrupt and not self._live:
+            if packet.is_corrupt and self._trusts_packet_flags:
                 yield from self._held_back(waiting)
                 raise self._damage("the file is cut off or has a hole")
             for frame in self._decode_packet(packet):
@@ -282,11 +285,15 @@ def _video_stream(container: InputContainer, spec: str) -> VideoStream:
     return stream
 
 
-def _announced_count(stream: VideoStream) -> int | None:
-    """Number of frames that the container's index shows; None when it has no such index."""
-    # Frames that an edit list cuts away are counted by the container but never come out.
-    hidden = sum(entry.is_discard for entry in getattr(stream, "index_entries", ()))
-    return stream.frames - hidden if stream.frames > hidden else None
+def _announced_count(container: InputContainer, stream: VideoStream) -> int | None:
+    """Number of frames by the container's own word, or None."""
+    if stream.frames <= 0:
+        return None
+    # An mp4 also counts the frames that its edit list cuts away; its index knows better.
+    is_mp4 = "mp4" in container.format.name
+    entries = getattr(stream, "index_entries", ()) if is_mp4 else ()
+    shown = sum(not entry.is_discard for entry in entries)
+    return min(shown, stream.frames) or stream.frames
 
 
 def _announced_end_s(container: InputContainer, stream: VideoStream) -> float | None:
