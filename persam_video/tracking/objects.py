@@ -39,6 +39,10 @@ class TrackedObject:
     score: float = 1.0
     frames_lost: int = 0
 
+    def never_seen(self) -> None:
+        """The reference is from another picture: where the object is now is not known."""
+        self.state, self.score, self.frames_lost = ObjectState.LOST, 0.0, 1
+
     def observe(self, logits: Tensor, score: float, config: TrackConfig) -> None:
         """Take over the answer for a new frame.
 

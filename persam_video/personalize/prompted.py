@@ -1,0 +1,93 @@
+"""Clicks and boxes -> first masks, by SAM itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from persam_video.errors import PromptError
+from persam_video.geometry import box_to_sam, scale_box, scale_points
+from persam_video.sam.decoder import PromptBatch, SamDecoder, upscale_logits
+from persam_video.types import Candidates, Embedding, Prompt, UInt8Array, check_object_id
+
+_STABILITY_OFFSET = 1.0
+
+
+def masks_from_prompts(
+    decoder: SamDecoder, embedding: Embedding, prompts: Mapping[int, Prompt]
+) -> UInt8Array:
+    """Label map of clicked and boxed objects.
+
+    Of SAM's masks the one with the highest predicted IoU x stability is taken: among the three of
+    the multimask output for points alone, which are ambiguous, and among all four with a box. One
+    more pass, prompted with that mask's logits, sharpens it.
+
+    Args:
+        decoder: SAM's decoder.
+        embedding: Of the picture.
+        prompts: Object id -> clicks and box in source pixels.
+
+    Returns:
+        (H, W) uint8; where two masks overlap, the pixel goes to the higher logit.
+
+    Raises:
+        PromptError: A point or box lies outside, an id is illegal, or SAM's mask is empty.
+    """
+    ids = sorted(prompts)
+    masks = []
+    for object_id in ids:
+        check_object_id(object_id)
+        prompts[object_id].check_inside(embedding.source_hw, object_id)
+        logits = upscale_logits(_best_mask(decoder, embedding, prompts[object_id]), embedding)[0, 0]
+        if not bool((logits > 0).any()):
+            raise PromptError(f"object {object_id}: SAM finds nothing at this prompt; try a box")
+        masks.append(logits)
+    best, index = torch.stack(masks).max(dim=0)
+    labels = np.array([0, *ids], np.uint8)[((index + 1) * (best > 0)).cpu().numpy()]
+    hidden = sorted(set(ids) - set(labels.ravel().tolist()))
+    if hidden:
+        raise PromptError(f"objects {hidden} are wholly covered by others: prompt them more apart")
+    return labels
+
+
+def stability_score(logits: Tensor, offset: float = _STABILITY_OFFSET) -> Tensor:
+    """IoU of the masks at thresholds +offset and -offset: (..., h, w) -> (...), in [0, 1].
+
+    As in segment_anything's automatic mask generator.
+    """
+    inner = (logits > offset).sum(dim=(-2, -1))
+    outer = (logits > -offset).sum(dim=(-2, -1))
+    return inner / outer.clamp_min(1)
+
+
+def _best_mask(decoder: SamDecoder, embedding: Embedding, prompt: Prompt) -> Tensor:
+    """(1, 1, 4h, 4w) logits of one object."""
+    batch = _to_batch(prompt, embedding, decoder.device)
+    first = _pick(decoder.decode(embedding, batch), skip_single=prompt.box_xyxy is None)
+    again = PromptBatch(batch.points_xy, batch.point_labels, batch.boxes_xyxy, first)
+    return _pick(decoder.decode(embedding, again), skip_single=False)
+
+
+def _pick(candidates: Candidates, *, skip_single: bool) -> Tensor:
+    rating = candidates.predicted_iou[0] * stability_score(candidates.logits[0])
+    if skip_single:
+        rating = torch.cat([rating[:1] - torch.inf, rating[1:]])
+    best = int(rating.argmax())
+    return candidates.logits[:, best : best + 1]
+
+
+def _to_batch(prompt: Prompt, embedding: Embedding, device: torch.device) -> PromptBatch:
+    """A prompt in source pixels -> a batch of one in input pixels."""
+    source, target = embedding.source_hw, embedding.input_hw
+    points = labels = boxes = None
+    if len(prompt.points_xy):
+        points_xy = scale_points(prompt.points_xy, source, target)
+        points = torch.from_numpy(points_xy)[None].to(device)
+        labels = torch.from_numpy(prompt.point_labels)[None].to(device)
+    if prompt.box_xyxy is not None:
+        box = scale_box(box_to_sam(prompt.box_xyxy), source, target)
+        boxes = torch.from_numpy(box)[None].to(device)
+    return PromptBatch(points, labels, boxes)

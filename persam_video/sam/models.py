@@ -1,0 +1,86 @@
+"""Settings -> a ready encoder and decoder."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+
+from persam_video.config import EncoderConfig
+from persam_video.errors import ConfigError
+from persam_video.sam.architecture import build_sam
+from persam_video.sam.checkpoints import load_state_dict
+from persam_video.sam.decoder import SamDecoder
+from persam_video.sam.image_encoder import SamImageEncoder, VitBackbone
+from persam_video.sam.tiny_vit import TinyViT
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_sam(config: EncoderConfig, *, progress: bool = True) -> tuple[SamImageEncoder, SamDecoder]:
+    """Load the frozen network; fetch its weights first when the cache has none.
+
+    Args:
+        config: Model, checkpoint, device, dtype and input size.
+        progress: Show a bar while fetching.
+
+    Raises:
+        CheckpointError: The weights cannot be had, are damaged, or fit another model.
+        ConfigError: The device is not there, or the model does not run at this input size.
+    """
+    device = resolve_device(config.device)
+    dtype = resolve_dtype(config.dtype, device)
+    checkpoint = None if config.checkpoint is None else Path(config.checkpoint)
+    sam = build_sam(config.model, load_state_dict(config.model, checkpoint, progress=progress))
+    backbone: torch.nn.Module = sam.image_encoder
+    if not isinstance(backbone, TinyViT):
+        if config.input_size != backbone.img_size:
+            raise ConfigError(
+                f"{config.model} runs at input_size {backbone.img_size} only (its position "
+                f"embedding has that size), got {config.input_size}"
+            )
+        backbone = VitBackbone(backbone)
+    for module in (backbone, sam.prompt_encoder, sam.mask_decoder):
+        module.requires_grad_(False).eval().to(device)
+    backbone.to(dtype=dtype, memory_format=torch.channels_last)
+
+    grid = config.input_size // 16
+    sam.prompt_encoder.image_embedding_size = (grid, grid)
+    sam.prompt_encoder.input_image_size = (config.input_size, config.input_size)
+    sam.prompt_encoder.mask_input_size = (4 * grid, 4 * grid)
+    logger.info("%s on %s, %s, input %d", config.model, device, dtype, config.input_size)
+    return (
+        SamImageEncoder(backbone, config.input_size, device, dtype),
+        SamDecoder(sam.prompt_encoder, sam.mask_decoder),
+    )
+
+
+def resolve_device(name: str) -> torch.device:
+    """"auto", "cpu", "cuda" or "mps" -> the device; "auto" takes the first of cuda, mps, cpu.
+
+    Raises:
+        ConfigError: The device is not there.
+    """
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        name = next(kind for kind, there in available.items() if there)
+    if not available[name]:
+        there = ", ".join(kind for kind, yes in available.items() if yes)
+        raise ConfigError(f"device {name} is not available here; available: {there}")
+    return torch.device(name)
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """"auto" -> bfloat16 on CUDA (float16 where it lacks it), float32 elsewhere."""
+    if name != "auto":
+        return _DTYPES[name]
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16

@@ -1,0 +1,165 @@
+"""Methods "persam" and "persam_f" through time.
+
+Each frame: location prior from the reference's features, refined by where the object was; points
+from the prior, the box and the innermost point of the previous mask; guided, cascaded decoding.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 (the field's name for it)
+
+from persam_video.config import PersonalizeConfig, TrackConfig
+from persam_video.personalize.cascade import boxes_of_logits, cascade
+from persam_video.personalize.location_prior import (
+    cell_centres_xy,
+    normalised_prior,
+    similarity_maps,
+    spread_points,
+    valid_cells,
+)
+from persam_video.personalize.scale_weights import fit_scale_weights
+from persam_video.personalize.target import Target
+from persam_video.sam.decoder import Guidance, PromptBatch, SamDecoder
+from persam_video.tracking.objects import TrackedObject
+from persam_video.types import Embedding
+
+
+class PersamMethod:
+    """PerSAM (training-free) or, with ``scale_weights``, PerSAM-F.
+
+    Args:
+        decoder: SAM's decoder.
+        personalize: Which parts are on.
+        track: ``box_margin`` is used.
+        learn_scales: Fit PerSAM-F's two weights on the reference.
+    """
+
+    def __init__(
+        self,
+        decoder: SamDecoder,
+        personalize: PersonalizeConfig,
+        track: TrackConfig,
+        *,
+        learn_scales: bool,
+    ) -> None:
+        self._decoder = decoder
+        self._personalize = personalize
+        self._track = track
+        self._learn_scales = learn_scales
+
+    def learn(self, objects: list[TrackedObject], embedding: Embedding) -> None:
+        """Take each object's ``logits`` as its reference mask in this frame."""
+        if not self._learn_scales:
+            return
+        prompts, guidance = self._prompts(objects, embedding)
+        candidates = self._decoder.decode(embedding, prompts, guidance)
+        for obj, logits in zip(objects, candidates.logits, strict=True):
+            obj.scale_weights = fit_scale_weights(logits[1:], (obj.logits > 0).float())
+
+    def segment(self, objects: list[TrackedObject], embedding: Embedding) -> tuple[Tensor, Tensor]:
+        """Masks of N objects in a new frame: (N, 4h, 4w) logits and (N,) scores in [0, 1]."""
+        prompts, guidance = self._prompts(objects, embedding)
+        weights = None
+        if self._learn_scales:
+            weights = torch.stack([w for o in objects if (w := o.scale_weights) is not None])
+        logits, iou = cascade(
+            self._decoder,
+            embedding,
+            prompts,
+            guidance,
+            scale_weights=weights,
+            passes=self._personalize.passes,
+        )
+        return logits, iou.clamp(0, 1) * self._likeness(objects, logits, embedding)
+
+    def remember(self, objects: list[TrackedObject], embedding: Embedding) -> None:
+        """PerSAM's target is the reference's and is never updated."""
+
+    def _prompts(
+        self, objects: list[TrackedObject], embedding: Embedding
+    ) -> tuple[PromptBatch, Guidance]:
+        targets = [o.target for o in objects]
+        maps = similarity_maps(targets, embedding)
+        grid_hw = (maps.shape[1], maps.shape[2])
+        stride = embedding.input_size / grid_hw[1]
+        previous = torch.stack([o.motion.moved(o.logits) for o in objects])
+        margin = self._track.box_margin * embedding.input_hw[0] / embedding.source_hw[0]
+        boxes = _grow(boxes_of_logits(previous, embedding), margin, embedding)
+        lost = torch.tensor([o.frames_lost > 0 for o in objects], device=maps.device)
+        whole = boxes_of_logits(torch.full_like(previous, -1.0), embedding)
+        boxes = torch.where(lost[:, None], whole, boxes)
+
+        valid = valid_cells(embedding, grid_hw)
+        inside = _cells_inside(boxes, grid_hw, stride) & valid
+        refined = torch.where(inside, maps, -torch.inf)
+        config = self._personalize
+        positive = spread_points(refined, config.positive_points, config.point_separation)
+        points = [cell_centres_xy(positive, stride), _innermost_points(previous, maps, lost, embedding)]
+        labels = [torch.ones(points[0].shape[:2]), torch.ones(len(objects), 1)]
+        if config.negative_points:
+            # The least likely cells near the object: far-away ones tell SAM nothing.
+            around = _cells_inside(_grow(boxes, 4 * margin, embedding), grid_hw, stride)
+            away = torch.where(around & valid, -maps, -torch.inf)
+            negative = spread_points(away, config.negative_points, config.point_separation)
+            points.append(cell_centres_xy(negative, stride))
+            labels.append(torch.zeros(points[-1].shape[:2]))
+        prompts = PromptBatch(
+            points_xy=torch.cat(points, dim=1),
+            point_labels=torch.cat(labels, dim=1).to(maps.device),
+            boxes_xyxy=boxes,
+        )
+        return prompts, self._guidance(targets, maps)
+
+    def _guidance(self, targets: list[Target], maps: Tensor) -> Guidance:
+        config = self._personalize
+        return Guidance(
+            normalised_prior(maps).flatten(1) if config.attention else None,
+            torch.stack([t.embedding for t in targets]) if config.semantic else None,
+        )
+
+    def _likeness(
+        self, objects: list[TrackedObject], logits: Tensor, embedding: Embedding
+    ) -> Tensor:
+        """How much the features under each mask resemble the target: (N,) in [0, 1].
+
+        SAM always returns some mask; this is what tells a found object from a wrong one.
+        """
+        maps = similarity_maps([o.target for o in objects], embedding)
+        coverage = F.adaptive_avg_pool2d((logits > 0).float()[:, None], maps.shape[1:])[:, 0]
+        weight = coverage.sum(dim=(1, 2)).clamp_min(1e-6)
+        return ((maps * coverage).sum(dim=(1, 2)) / weight).clamp(0, 1)
+
+
+def _grow(boxes_xyxy: Tensor, margin: float, embedding: Embedding) -> Tensor:
+    """(N, 4) boxes in input pixels grown on all sides and clipped to the frame."""
+    height, width = embedding.input_hw
+    grown = boxes_xyxy + torch.tensor([-margin, -margin, margin, margin], device=boxes_xyxy.device)
+    limits = torch.tensor([width, height, width, height], device=boxes_xyxy.device) - 1.0
+    return torch.minimum(grown.clamp_min(0), limits)
+
+
+def _cells_inside(boxes_xyxy: Tensor, grid_hw: tuple[int, int], stride: float) -> Tensor:
+    """(N, h, w) bool, cells that touch the boxes (N, 4) in input pixels."""
+    device = boxes_xyxy.device
+    top = torch.arange(grid_hw[0], device=device) * stride
+    left = torch.arange(grid_hw[1], device=device) * stride
+    x1, y1, x2, y2 = (boxes_xyxy[:, i, None] for i in range(4))
+    rows = (top + stride > y1) & (top <= y2)
+    columns = (left + stride > x1) & (left <= x2)
+    return rows[:, :, None] & columns[:, None, :]
+
+
+def _innermost_points(
+    previous: Tensor, maps: Tensor, lost: Tensor, embedding: Embedding
+) -> Tensor:
+    """One point per object well inside its previous mask: (N, 1, 2) x, y in input pixels.
+
+    A mean of the mask may lie off a ring or a bow; the highest logit lies on the object. A lost
+    object takes the likeliest cell instead.
+    """
+    smooth = F.avg_pool2d(previous.sigmoid()[:, None], 9, stride=1, padding=4)[:, 0]
+    inner = cell_centres_xy(spread_points(smooth, 1, 1.0), embedding.input_size / previous.shape[2])
+    likely = cell_centres_xy(spread_points(maps, 1, 1.0), embedding.input_size / maps.shape[2])
+    return torch.where(lost[:, None, None], likely, inner)

@@ -1,0 +1,126 @@
+"""Method "track": a location prior learnt online, one decoder call, and a blend of the two.
+
+PerSAM's prior says "this looks like the object" but not "and unlike what is around it". Here the
+prior is the score of the target model (``target_model.py``) on a fine grid, searched around the
+moved previous mask. It prompts SAM's decoder with its box and its logits; where the two agree, SAM
+sharpens the mask, where they do not, the prior is believed.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 (the field's name for it)
+
+from persam_video.config import TrackConfig
+from persam_video.personalize.cascade import boxes_of_logits
+from persam_video.sam.decoder import PromptBatch, SamDecoder
+from persam_video.tracking.features import GRID_STRIDE, FeatureSpace, grid_size
+from persam_video.tracking.objects import TrackedObject
+from persam_video.tracking.target_model import TargetModel
+from persam_video.types import Embedding, ObjectState
+
+
+class PropagationMethod:
+    """Online target model + gated SAM decoder.
+
+    Args:
+        decoder: SAM's decoder.
+        track: Settings marked "track".
+    """
+
+    def __init__(self, decoder: SamDecoder, track: TrackConfig) -> None:
+        self._decoder = decoder
+        self._config = track
+        self._space: FeatureSpace | None = None
+        self._features: Tensor = torch.zeros(0)
+
+    def learn(self, objects: list[TrackedObject], embedding: Embedding) -> None:
+        """Take each object's ``logits`` as its reference mask in this frame."""
+        if self._space is None:
+            self._space = FeatureSpace.fit(embedding)
+        features = self._space.features(embedding)
+        for obj in objects:
+            mask = self._on_grid(obj.logits.sigmoid(), embedding)
+            obj.model = TargetModel(self._config)
+            obj.model.fit(features.flatten(1), mask.flatten(), self._region(mask).flatten())
+
+    def segment(self, objects: list[TrackedObject], embedding: Embedding) -> tuple[Tensor, Tensor]:
+        """Masks of N objects in a new frame: (N, 4h, 4w) logits and (N,) scores in [0, 1]."""
+        assert self._space is not None
+        self._features = self._space.features(embedding)
+        weights = torch.stack([m.weights for o in objects if (m := o.model) is not None])
+        scores = torch.einsum("nc,chw->nhw", weights, self._features)
+        limit = self._config.logit_limit
+        prior = (self._config.gain * scores).clamp(-limit, limit)
+        near = torch.stack([self._search_region(o, embedding) for o in objects])
+        prior = self._on_square(torch.where(near, prior, -limit), embedding)
+
+        boxes = boxes_of_logits(prior, embedding)
+        candidates = self._decoder.decode(
+            embedding, PromptBatch(boxes_xyxy=boxes, mask_logits=prior[:, None])
+        )
+        refined = candidates.logits[:, 0]
+        share = self._sam_share(prior, refined)[:, None, None]
+        limit = self._config.sam_logit_limit
+        logits = torch.lerp(prior, refined.clamp(-limit, limit), share)
+        return logits, _confidence(logits)
+
+    def remember(self, objects: list[TrackedObject], embedding: Embedding) -> None:
+        """Let the objects that were found with confidence learn from this frame."""
+        for obj in objects:
+            if obj.state is ObjectState.TRACKED and obj.model is not None:
+                mask = self._on_grid(obj.logits.sigmoid(), embedding)
+                region = self._region(mask)
+                obj.model.update(self._features.flatten(1), mask.flatten(), region.flatten())
+
+    def _sam_share(self, prior: Tensor, refined: Tensor) -> Tensor:
+        """How much of SAM's mask goes into the blend: (N,), 0 where the two disagree."""
+        p, q = prior.sigmoid().flatten(1), refined.sigmoid().flatten(1)
+        agreement = torch.minimum(p, q).sum(dim=1) / torch.maximum(p, q).sum(dim=1)
+        share = self._config.agreement_slope * (agreement - self._config.agreement_low)
+        return share.clamp(0, 1)
+
+    def _search_region(self, obj: TrackedObject, embedding: Embedding) -> Tensor:
+        """(h, w) bool cells in which the object may be; all of them once it is lost."""
+        mask = self._on_grid(obj.motion.moved(obj.logits).sigmoid(), embedding)
+        if obj.frames_lost > 0:
+            return torch.ones_like(mask, dtype=torch.bool)
+        return self._region(mask)
+
+    def _region(self, mask: Tensor) -> Tensor:
+        """(h, w) share of each cell -> bool cells of the mask's box grown by the padding."""
+        inside = mask > 0.5
+        if not inside.any():
+            inside = mask >= mask.max()
+        pad = self._config.region_padding
+        rows = torch.nonzero(inside.any(dim=1)).flatten()
+        columns = torch.nonzero(inside.any(dim=0)).flatten()
+        region = torch.zeros_like(inside)
+        region[
+            max(0, int(rows[0]) - pad) : int(rows[-1]) + 1 + pad,
+            max(0, int(columns[0]) - pad) : int(columns[-1]) + 1 + pad,
+        ] = True
+        return region
+
+    @staticmethod
+    def _on_grid(square: Tensor, embedding: Embedding) -> Tensor:
+        """(4h, 4w) over the padded square -> (rows, columns) of the feature grid, averaged."""
+        height, width = grid_size(embedding)
+        cells = embedding.input_size // GRID_STRIDE
+        return F.adaptive_avg_pool2d(square[None], cells)[0, :height, :width]
+
+    @staticmethod
+    def _on_square(grid: Tensor, embedding: Embedding) -> Tensor:
+        """(N, rows, columns) of the feature grid -> (N, 4h, 4w) over the padded square."""
+        cells, side = embedding.input_size // GRID_STRIDE, embedding.input_size // 4
+        padding = (0, cells - grid.shape[2], 0, cells - grid.shape[1])
+        padded = F.pad(grid, padding, value=float(grid.min()))
+        return F.interpolate(padded[:, None], (side, side), mode="bilinear")[:, 0]
+
+
+def _confidence(logits: Tensor) -> Tensor:
+    """Mean certainty of N masks over their own pixels: (N, h, w) -> (N,) in [0, 1], 0 if empty."""
+    inside = logits > 0
+    certainty = (2 * logits.sigmoid() - 1) * inside
+    return certainty.sum(dim=(1, 2)) / inside.sum(dim=(1, 2)).clamp_min(1)

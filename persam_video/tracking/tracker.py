@@ -1,0 +1,285 @@
+"""One frame in, one label map out: the streaming core.
+
+The tracker owns the objects and their ids; a method (``persam.py``, ``propagation.py``) finds their
+masks. Everything remembered per object has a fixed size, so memory does not grow with the clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from persam_video.config import Config, PersonalizeConfig, TrackConfig
+from persam_video.errors import PersamError, PromptError
+from persam_video.personalize.prompted import masks_from_prompts
+from persam_video.personalize.target import grid_coverage, make_target
+from persam_video.sam.decoder import SamDecoder, upscale_logits
+from persam_video.sam.image_encoder import Encoder
+from persam_video.sam.models import load_sam
+from persam_video.tracking.aggregation import label_map, soft_aggregate
+from persam_video.tracking.motion import Motion
+from persam_video.tracking.objects import TrackedObject
+from persam_video.tracking.persam import PersamMethod
+from persam_video.tracking.propagation import PropagationMethod
+from persam_video.types import (
+    Embedding,
+    Frame,
+    Prompt,
+    TrackResult,
+    UInt8Array,
+    check_label_map,
+    object_ids,
+)
+
+_REFERENCE_LOGIT = 8.0
+"""Logit of a pixel that the reference says is object."""
+
+
+class Method(Protocol):
+    """Finds masks; see ``PersamMethod`` and ``PropagationMethod`` for the arguments."""
+
+    def learn(self, objects: list[TrackedObject], embedding: Embedding) -> None:
+        """Take each object's ``logits`` as its reference in this frame."""
+
+    def segment(self, objects: list[TrackedObject], embedding: Embedding) -> tuple[Tensor, Tensor]:
+        """(N, 4h, 4w) logits and (N,) scores of the objects in a new frame."""
+
+    def remember(self, objects: list[TrackedObject], embedding: Embedding) -> None:
+        """Learn from the frame just segmented, after the objects have competed for its pixels."""
+
+
+class Tracker:
+    """Follows objects through a clip, one frame at a time.
+
+    ``start`` once, then ``step`` for every further frame; ``add``, ``remove`` and ``correct`` at any
+    time act on the latest frame. Same input, same masks: nothing is random.
+
+    Args:
+        encoder: Anything with ``encode(image_rgb) -> Embedding``.
+        decoder: SAM's decoder for that encoder's embeddings.
+        personalize: Settings of PerSAM's parts.
+        track: Settings of the method through time.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        decoder: SamDecoder,
+        personalize: PersonalizeConfig | None = None,
+        track: TrackConfig | None = None,
+    ) -> None:
+        self.encoder = encoder
+        self._decoder = decoder
+        self._personalize = personalize or PersonalizeConfig()
+        self._track = track or TrackConfig()
+        self.reset()
+
+    @classmethod
+    def from_config(cls, config: Config | None = None, *, progress: bool = True) -> Tracker:
+        """Load the network that the settings name, and make a tracker of it.
+
+        Raises:
+            CheckpointError: The weights cannot be had, are damaged, or fit another model.
+            ConfigError: The device is not there.
+        """
+        config = config or Config()
+        encoder, decoder = load_sam(config.encoder, progress=progress)
+        return cls(encoder, decoder, config.personalize, config.track)
+
+    def reset(self) -> None:
+        """Forget every object; ready for ``start`` on another clip."""
+        self._objects: dict[int, TrackedObject] = {}
+        self._latest: tuple[Frame, Embedding] | None = None
+        self._method = self._make_method()
+
+    @property
+    def object_ids(self) -> tuple[int, ...]:
+        """Ids of all objects followed, ascending, lost ones included."""
+        return tuple(sorted(self._objects))
+
+    @torch.inference_mode()
+    def start(
+        self, frame: Frame, labels: UInt8Array, embedding: Embedding | None = None
+    ) -> TrackResult:
+        """Begin a clip with the objects of its first frame.
+
+        Args:
+            frame: The first frame.
+            labels: (H, W) uint8 label map of that frame.
+            embedding: Of the frame, when the caller has it already.
+
+        Returns:
+            The reference itself, as the result of this frame.
+
+        Raises:
+            PromptError: The label map is empty, full, or of another size than the frame.
+        """
+        self.reset()
+        embedding = embedding or self.encoder.encode(frame.image_rgb)
+        self._latest = frame, embedding
+        self._learn(labels, embedding)
+        return self._result(frame, self._reference_labels(labels))
+
+    @torch.inference_mode()
+    def start_from_photo(self, image_rgb: UInt8Array, labels: UInt8Array) -> None:
+        """Learn the objects from another picture; ``step`` then searches them in every frame.
+
+        Args:
+            image_rgb: (H, W, 3) uint8 RGB.
+            labels: (H, W) uint8 label map of that picture.
+
+        Raises:
+            PromptError: As for ``start``.
+        """
+        self.reset()
+        embedding = self.encoder.encode(image_rgb)
+        self._learn(labels, embedding)
+        for obj in self._objects.values():
+            obj.never_seen()
+
+    @torch.inference_mode()
+    def step(self, frame: Frame, embedding: Embedding | None = None) -> TrackResult:
+        """Find all objects in the next frame.
+
+        Args:
+            frame: The frame; it may have another size than the ones before.
+            embedding: Of the frame, when the caller has it already.
+
+        Raises:
+            PersamError: Nothing was started.
+        """
+        if not self._objects and self._latest is None:
+            raise PersamError("step() before start(): the tracker has no object to follow")
+        embedding = embedding or self.encoder.encode(frame.image_rgb)
+        self._latest = frame, embedding
+        objects = self._in_order()
+        if not objects:
+            return self._result(frame, label_map(torch.zeros(1, *frame.size_hw), [0]))
+        logits, scores = self._method.segment(objects, embedding)
+        logits = soft_aggregate(logits)
+        for obj, mask, score in zip(objects, logits, scores.tolist(), strict=True):
+            obj.observe(mask, score, self._track)
+        self._method.remember(objects, embedding)
+
+        shown = [i for i, obj in enumerate(objects) if obj.frames_lost == 0]
+        if not shown:
+            return self._result(frame, label_map(torch.zeros(1, *frame.size_hw), [0]))
+        full = upscale_logits(logits[shown][None], embedding)[0]
+        return self._result(frame, label_map(full, [objects[i].object_id for i in shown]))
+
+    @torch.inference_mode()
+    def add(self, labels: UInt8Array) -> None:
+        """Follow more objects from the latest frame on.
+
+        Args:
+            labels: (H, W) uint8 label map of the latest frame with the new objects.
+
+        Raises:
+            PromptError: An id is followed already, or the map is illegal as for ``start``.
+            PersamError: There is no latest frame.
+        """
+        embedding = self._latest_embedding("add")
+        taken = sorted(set(object_ids(labels)) & self._objects.keys())
+        if taken:
+            raise PromptError(f"object ids {taken} are followed already; correct() changes them")
+        self._learn(labels, embedding)
+
+    @torch.inference_mode()
+    def correct(self, labels: UInt8Array) -> None:
+        """Replace the masks of followed objects in the latest frame, and learn from them anew.
+
+        Args:
+            labels: (H, W) uint8 label map of the latest frame; objects not in it stay as they are.
+
+        Raises:
+            PromptError: An id is not followed, or the map is illegal as for ``start``.
+            PersamError: There is no latest frame.
+        """
+        embedding = self._latest_embedding("correct")
+        unknown = sorted(set(object_ids(labels)) - self._objects.keys())
+        if unknown:
+            raise PromptError(f"object ids {unknown} are not followed; followed: {self.object_ids}")
+        self._learn(labels, embedding)
+
+    def remove(self, object_id: int) -> None:
+        """Stop following an object; the others keep their ids.
+
+        Raises:
+            PromptError: The id is not followed.
+        """
+        if object_id not in self._objects:
+            raise PromptError(f"object {object_id} is not followed; followed: {self.object_ids}")
+        del self._objects[object_id]
+
+    def labels_from_prompts(
+        self, image_rgb: UInt8Array, prompts: Mapping[int, Prompt]
+    ) -> UInt8Array:
+        """Let SAM make the masks of clicked or boxed objects.
+
+        Args:
+            image_rgb: (H, W, 3) uint8 RGB.
+            prompts: Object id -> clicks and box in that picture's pixels.
+
+        Returns:
+            (H, W) uint8 label map.
+
+        Raises:
+            PromptError: A point or box lies outside, or SAM finds no mask for an object.
+        """
+        embedding = self.encoder.encode(image_rgb)
+        return masks_from_prompts(self._decoder, embedding, prompts)
+
+    def _make_method(self) -> Method:
+        if self._track.method == "track":
+            return PropagationMethod(self._decoder, self._track)
+        learn_scales = self._track.method == "persam_f"
+        return PersamMethod(
+            self._decoder, self._personalize, self._track, learn_scales=learn_scales
+        )
+
+    def _in_order(self) -> list[TrackedObject]:
+        """The objects by ascending id. Positions in tensors are positions in this list."""
+        return [self._objects[object_id] for object_id in self.object_ids]
+
+    def _latest_embedding(self, action: str) -> Embedding:
+        if self._latest is None:
+            raise PersamError(f"{action}() needs a frame: call start() or step() first")
+        return self._latest[1]
+
+    def _learn(self, labels: UInt8Array, embedding: Embedding) -> None:
+        """Make or renew the memory of every object in ``labels``."""
+        check_label_map(labels)
+        if labels.shape != embedding.source_hw:
+            raise PromptError(
+                f"the mask is {labels.shape[1]}x{labels.shape[0]} but the frame is "
+                f"{embedding.source_hw[1]}x{embedding.source_hw[0]} (width x height)"
+            )
+        side = embedding.input_size // 4
+        learnt = []
+        for object_id in object_ids(labels):
+            mask = labels == object_id
+            coverage = grid_coverage(mask, embedding, (side, side))
+            # +-8 where a cell is wholly in or out, 0 at half: the mask as the decoder gives it.
+            logits = torch.logit(coverage, eps=torch.tensor(_REFERENCE_LOGIT).neg().sigmoid().item())
+            target = make_target(embedding, mask, self._personalize.target)
+            learnt.append(TrackedObject(object_id, target, logits, Motion(logits)))
+        self._method.learn(learnt, embedding)
+        self._objects.update((obj.object_id, obj) for obj in learnt)
+
+    def _reference_labels(self, labels: UInt8Array) -> UInt8Array:
+        """The reference without void pixels."""
+        shown = labels.copy()
+        shown[~torch.isin(torch.from_numpy(labels), torch.tensor(self.object_ids)).numpy()] = 0
+        return shown
+
+    def _result(self, frame: Frame, labels: UInt8Array) -> TrackResult:
+        return TrackResult(
+            frame_index=frame.index,
+            time_s=frame.time_s,
+            labels=labels,
+            scores={i: self._objects[i].score for i in self.object_ids},
+            states={i: self._objects[i].state for i in self.object_ids},
+        )
