@@ -32,7 +32,7 @@ def setting(
     return field(default=default, metadata=metadata)
 
 
-def _value_type(annotation: Any) -> tuple[type, bool]:
+def value_type(annotation: Any) -> tuple[type, bool]:
     """``float | None`` -> (float, True); ``int`` -> (int, False)."""
     arguments = typing.get_args(annotation)
     if isinstance(annotation, types.UnionType):
@@ -46,7 +46,7 @@ class _Checked:
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
         for f in dataclasses.fields(self):  # type: ignore[arg-type]
-            value, (kind, optional) = getattr(self, f.name), _value_type(hints[f.name])
+            value, (kind, optional) = getattr(self, f.name), value_type(hints[f.name])
             if value is None and optional:
                 continue
             if kind is float and isinstance(value, int) and not isinstance(value, bool):

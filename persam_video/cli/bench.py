@@ -1,0 +1,77 @@
+"""``persam-video bench``: time per stage."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from persam_video.cli.evaluate import write_text
+from persam_video.cli.reference import add_reference_options, read_reference
+from persam_video.cli.settings import HelpFormatter, add_settings, resolve_config
+from persam_video.cli.track import SOURCE_HELP
+from persam_video.errors import ConfigError
+
+_EXAMPLES = """\
+The bare encoder and the tracker take turns on every frame, so that their ratio holds on a
+busy machine too. Low and high are the quantiles 0.1 and 0.9.
+
+examples:
+  persam-video bench clip.mp4 --points "640,360"
+  persam-video bench frames/ --mask ten_objects.png --frames 30 --rounds 5 --json bench.json"""
+
+
+def add_command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser
+) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "bench",
+        parents=[common],
+        allow_abbrev=False,
+        usage="persam-video bench SOURCE (--mask FILE | --points X,Y | --box X1,Y1,X2,Y2) [options]",
+        help="time of decoding, encoding, tracking and writing a frame",
+        description="Time of decoding, encoding, tracking and writing a frame, and peak memory.",
+        epilog=_EXAMPLES,
+        formatter_class=HelpFormatter,
+    )
+    parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
+    add_reference_options(parser)
+    group = parser.add_argument_group("measuring")
+    group.add_argument(
+        "--frames", type=int, default=20, metavar="N", help="timed frames per round (default: 20)"
+    )
+    group.add_argument(
+        "--rounds", type=int, default=3, metavar="N", help="runs over the clip (default: 3)"
+    )
+    group.add_argument("--json", type=Path, metavar="FILE", help="write all figures as JSON too")
+    add_settings(parser)
+    parser.set_defaults(execute=execute)
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Run the command."""
+    config = resolve_config(args)
+    if args.frames < 1 or args.rounds < 1:
+        raise ConfigError(
+            f"--frames and --rounds must be at least 1, got {args.frames}, {args.rounds}"
+        )
+    if args.reference_image is not None:
+        raise ConfigError("bench starts on the first frame; it has no use for --reference-image")
+    reference = read_reference(args)
+
+    from persam_video.benchmark import measure
+    from persam_video.sources import open_source
+    from persam_video.tracking.tracker import Tracker
+
+    report = measure(
+        lambda: open_source(args.source, config.source),
+        Tracker.from_config(config, progress=not args.quiet),
+        reference,
+        frames=args.frames,
+        rounds=args.rounds,
+        settings=config.to_toml(),
+    )
+    print(report.to_text(), end="")
+    if args.json is not None:
+        write_text(args.json, report.to_json())
+    return 0

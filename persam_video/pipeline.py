@@ -1,0 +1,324 @@
+"""Decode, track and write as overlapping stages; the only module with threads.
+
+    source ──reader thread──▶ bounded queue ──▶ tracker ──▶ bounded queue ──writer thread──▶ sinks
+
+The tracker runs on the caller's thread. Queues are short, so memory does not grow with the clip.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import numpy as np
+
+from persam_video.errors import PersamError, PromptError
+from persam_video.references.masks import check_mask_size
+from persam_video.sinks import MultiSink, Sink
+from persam_video.types import Frame, ObjectState, Reference, TrackResult, UInt8Array, object_ids
+
+if TYPE_CHECKING:
+    from persam_video.tracking.tracker import Tracker
+
+T = TypeVar("T")
+
+PREFETCH = 4
+"""Frames that are decoded ahead of the tracker."""
+
+WRITE_BEHIND = 4
+"""Results that may wait for the sinks before the tracker is held up."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """What a finished run amounts to.
+
+    Attributes:
+        frames: Number of frames written.
+        seconds: Wall-clock time from before the first frame was read until all sinks were closed.
+        peak_memory: Largest resident memory of this process so far in bytes; None where the
+            system does not tell (Windows).
+        states: Object id -> state -> number of frames; states that never occurred are left out.
+    """
+
+    frames: int
+    seconds: float
+    peak_memory: int | None
+    states: Mapping[int, Mapping[ObjectState, int]]
+
+    @property
+    def fps(self) -> float:
+        """Frames per second of the whole run, writing included."""
+        return self.frames / self.seconds if self.seconds > 0 else 0.0
+
+
+def run(
+    source: Iterable[Frame],
+    tracker: Tracker,
+    reference: Reference,
+    sinks: Sequence[Sink] = (),
+    on_progress: Callable[[TrackResult], None] | None = None,
+    *,
+    prefetch: int = PREFETCH,
+) -> RunSummary:
+    """Track a source and write every result; see ``track`` and ``write_results``."""
+    results = track(source, tracker, reference, prefetch=prefetch)
+    return write_results(results, sinks, on_progress)
+
+
+def track(
+    source: Iterable[Frame], tracker: Tracker, reference: Reference, *, prefetch: int = PREFETCH
+) -> Generator[tuple[Frame, TrackResult], None, None]:
+    """Follow the objects of a reference through a source, one frame after the other.
+
+    The tracker forgets what it followed before. A reference without a picture of its own belongs
+    to the first frame; with one, the objects are searched in every frame, the first one included.
+    Between two frames the caller may use ``tracker.add``, ``remove`` and ``correct``. Closing the
+    generator early ends its reader thread; closing the source is for the caller.
+
+    Args:
+        source: Frames in order, one pass.
+        tracker: Started anew.
+        reference: What to follow.
+        prefetch: Frames decoded ahead, at least 1.
+
+    Yields:
+        Every frame with its result; a source without a frame yields nothing.
+
+    Raises:
+        PromptError: The reference does not fit its picture; see ``reference_labels``.
+        SourceError: The source failed; ``frame_index`` tells where.
+    """
+    photo = reference.image_rgb
+    if photo is not None:
+        tracker.start_from_photo(photo, reference_labels(tracker, reference, photo))
+    started = photo is not None
+    with closing(prefetched(source, prefetch)) as frames:
+        for frame in frames:
+            if started:
+                yield frame, tracker.step(frame)
+                continue
+            labels = reference_labels(tracker, reference, frame.image_rgb)
+            yield frame, tracker.start(frame, labels)
+            started = True
+
+
+def reference_labels(tracker: Tracker, reference: Reference, image_rgb: UInt8Array) -> UInt8Array:
+    """(H, W) uint8 label map of a reference: its masks, and what SAM makes of its prompts.
+
+    Where both claim a pixel, the mask keeps it: it was drawn, the other one was guessed.
+
+    Args:
+        tracker: Makes the masks of points and boxes.
+        reference: Masks, prompts or both.
+        image_rgb: (H, W, 3) uint8 picture that the reference belongs to.
+
+    Raises:
+        PromptError: The mask has another size than the picture, a point or box lies outside, or
+            nothing is left of a prompted object.
+    """
+    size_hw = (int(image_rgb.shape[0]), int(image_rgb.shape[1]))
+    of = "the frame" if reference.image_rgb is None else "the reference picture"
+    if reference.labels is not None:
+        check_mask_size(reference.labels, size_hw, of=of)
+    for object_id, prompt in reference.prompts.items():
+        prompt.check_inside(size_hw, object_id)
+    if not reference.prompts:
+        assert reference.labels is not None  # a Reference has one of the two
+        return reference.labels
+    labels = tracker.labels_from_prompts(image_rgb, reference.prompts)
+    if reference.labels is not None:
+        drawn = np.isin(reference.labels, object_ids(reference.labels))
+        labels = np.where(drawn, reference.labels, labels)
+    if gone := sorted(set(reference.prompts) - set(object_ids(labels))):
+        raise PromptError(
+            f"no pixel is left for objects {gone}: the masks of other objects cover what their "
+            "points or boxes select; legal is a prompt on something else"
+        )
+    return labels
+
+
+def write_results(
+    results: Iterable[tuple[Frame, TrackResult]],
+    sinks: Sequence[Sink],
+    on_progress: Callable[[TrackResult], None] | None = None,
+) -> RunSummary:
+    """Write frames with their results, on a thread of their own, and close the sinks.
+
+    However it ends, Ctrl-C and errors of ``results`` included, what was yielded before is written
+    and every sink is closed, so that the files are whole. A sink that fails ends the run.
+
+    Args:
+        results: Frames in order with their results, e.g. of ``track``; a generator is closed.
+        sinks: Each gets every frame; closed at the end.
+        on_progress: Called on the caller's thread with every result handed to the writer.
+
+    Raises:
+        SinkError: A sink could not write.
+    """
+    begun = time.perf_counter()
+    frames, states = 0, dict[int, Counter[ObjectState]]()
+    writer = _Writer(MultiSink(sinks))
+    iterator = iter(results)
+    try:
+        for frame, result in iterator:
+            if not writer.write(frame, result):
+                break
+            frames += 1
+            for object_id, state in result.states.items():
+                states.setdefault(object_id, Counter())[state] += 1
+            if on_progress is not None:
+                on_progress(result)
+    finally:
+        try:
+            if isinstance(iterator, Generator):
+                iterator.close()  # joins the reader before the sinks' files are finished
+        finally:
+            writer.finish()
+    return RunSummary(frames, time.perf_counter() - begun, peak_memory(), states)
+
+
+def prefetched(source: Iterable[Frame], depth: int = PREFETCH) -> Generator[Frame, None, None]:
+    """Read a source on a thread of its own, up to ``depth`` frames ahead.
+
+    Nothing is read before the first frame is asked for. When the generator ends, fails or is
+    closed, its thread has been joined: the source may be closed, or read on from where it stands.
+
+    Args:
+        source: Frames in order; only the thread touches it meanwhile.
+        depth: Frames held ready, at least 1.
+
+    Raises:
+        PersamError: ``depth`` is below 1.
+        Exception: Whatever the source raises, after the frames before it, with the frame's index.
+    """
+    if depth < 1:
+        raise PersamError(f"prefetch must be at least 1 frame, got {depth}")
+    return _prefetched(source, depth)
+
+
+def _prefetched(source: Iterable[Frame], depth: int) -> Generator[Frame, None, None]:
+    channel = _Channel[Frame](depth)
+    reader = threading.Thread(
+        target=_read, args=(source, channel), name="persam-reader", daemon=True
+    )
+    reader.start()
+    try:
+        yield from channel
+    finally:
+        channel.abandon()
+        # Ends with the read in progress. Ctrl-C gets out of a source that never delivers.
+        reader.join()
+
+
+def _read(source: Iterable[Frame], channel: _Channel[Frame]) -> None:
+    next_index: int | None = None
+    try:
+        for frame in source:
+            next_index = frame.index + 1
+            if not channel.put(frame):
+                return
+    except BaseException as error:  # handed to the caller's thread, whatever it is
+        if isinstance(error, PersamError):
+            error.frame_index = next_index if error.frame_index is None else error.frame_index
+        else:
+            error.add_note(f"while reading frame {next_index or 0} of the source")
+        channel.end(error)
+    else:
+        channel.end()
+
+
+class _Channel(Generic[T]):
+    """Bounded queue from one thread to another that either of them can end."""
+
+    def __init__(self, depth: int) -> None:
+        self._depth = depth
+        self._items: deque[T] = deque()
+        self._changed = threading.Condition()
+        self._ended = self._abandoned = False
+        self._error: BaseException | None = None
+
+    def put(self, item: T) -> bool:
+        """Producer: hand on an item, waiting for room; False once the consumer has gone."""
+        with self._changed:
+            while len(self._items) >= self._depth and not self._abandoned:
+                self._changed.wait()
+            if not self._abandoned:
+                self._items.append(item)
+                self._changed.notify_all()
+            return not self._abandoned
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Producer: nothing follows, or an error does."""
+        with self._changed:
+            self._ended, self._error = True, error
+            self._changed.notify_all()
+
+    def abandon(self) -> None:
+        """Consumer: nothing more is wanted."""
+        with self._changed:
+            self._abandoned = True
+            self._items.clear()
+            self._changed.notify_all()
+
+    def __iter__(self) -> Iterator[T]:
+        """Consumer: the items, then the end or the producer's error."""
+        while True:
+            with self._changed:
+                while not self._items and not self._ended:
+                    self._changed.wait()
+                if not self._items:
+                    break
+                item = self._items.popleft()
+                self._changed.notify_all()
+            yield item
+        if self._error is not None:
+            raise self._error
+
+
+class _Writer:
+    """A thread that feeds a sink and closes it."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._channel = _Channel[tuple[Frame, TrackResult]](WRITE_BEHIND)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="persam-writer", daemon=True)
+        self._thread.start()
+
+    def write(self, frame: Frame, result: TrackResult) -> bool:
+        """Hand on a result, waiting for room; False once the sink has failed."""
+        return self._channel.put((frame, result))
+
+    def finish(self) -> None:
+        """Write what is waiting and close the sink; raises what the sink raised."""
+        self._channel.end()
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _work(self) -> None:
+        try:
+            with self._sink:
+                for frame, result in self._channel:
+                    self._sink.write(frame, result)
+        except BaseException as error:  # raised again on the caller's thread
+            self._error = error
+        finally:
+            self._channel.abandon()
+
+
+def peak_memory() -> int | None:
+    """Largest resident memory of this process so far in bytes; None where nobody tells."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
