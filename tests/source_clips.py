@@ -38,7 +38,7 @@ def pattern(index: int, size_hw: tuple[int, int], mode: str = "RGB") -> np.ndarr
     columns = (slice(0, width // 2), slice(width // 2, None))
     for (row, column), colour in BLOCKS.items():
         image[rows[row], columns[column]] = colour
-    image[rows[1], columns[1]] = FIRST_GREY + GREY_STEP * index
+    image[rows[1], columns[1]] = FIRST_GREY + GREY_STEP * (index % 10)
     if mode == "L":
         return np.asarray(Image.fromarray(image).convert("L"))
     if mode == "RGBA":

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -17,7 +18,16 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from source_clips import RATE, Clip, assert_shows, pattern, stored, write_images, write_video
+from source_clips import (
+    RATE,
+    Clip,
+    assert_shows,
+    damage_video,
+    pattern,
+    stored,
+    write_images,
+    write_video,
+)
 
 from persam_video.config import SourceConfig
 from persam_video.errors import ConfigError, SourceError
@@ -235,6 +245,35 @@ def test_video_fewer_frames_than_announced_gives_a_warning(
     assert "it announces 8 frames, but only 7 came out" in caplog.text
 
 
+def test_video_cut_inside_a_frame_gives_every_whole_frame_before_it(tmp_path: Path) -> None:
+    options = {"crf": "4", "bf": "2", "b_strategy": "0", "sc_threshold": "0"}
+    path = write_video(tmp_path / "clip.mp4", Clip(), codec_options=options)
+    with av.open(str(path)) as opened:
+        order = [p.pts for p in opened.demux(video=0) if p.pts is not None]
+    damage_video(path, "truncated")  # inside the sixth packet
+    whole = set(order[:5])
+    count = next(n for n, pts in enumerate(sorted(order)) if pts not in whole)
+    assert order != sorted(order) and 2 <= count <= 5
+    with open_source(path) as source:
+        for index in range(count):
+            assert_shows(next(source).image_rgb, index)
+        with pytest.raises(SourceError, match="cut off") as caught:
+            next(source)
+    assert caught.value.frame_index == count
+
+
+def test_video_pixels_that_do_not_decode_are_refused_not_guessed(tmp_path: Path) -> None:
+    options = {"crf": "4", "bf": "0"}
+    path = write_video(tmp_path / "clip.mp4", Clip(size_hw=(120, 160)), codec_options=options)
+    with av.open(str(path)) as opened:
+        packets = [(p.pos, p.size) for p in opened.demux(video=0) if p.size]
+    data, noise = bytearray(path.read_bytes()), np.random.default_rng(0)
+    position, size = packets[4]  # a key frame: FFmpeg conceals the lower half of its picture
+    data[position + size // 2 : position + size] = noise.bytes(size - size // 2)
+    path.write_bytes(data)
+    assert refusal(path).frame_index == 4
+
+
 def cut_by_edit_list(tmp_path: Path, hidden: int) -> Path:
     """An mp4 whose edit list hides its first frames, as a lossless cut leaves it."""
     options = {"crf": "4", "bf": "0", "sc_threshold": "0"}  # key frames: 0 and 4
@@ -384,6 +423,32 @@ def test_standard_input_redirected_file_may_have_its_index_at_the_end(
         with open_source("-") as source:
             assert len(list(source)) == 3
         assert not stream.closed
+
+
+def test_standard_input_first_frames_come_before_the_pipe_closes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_video(tmp_path / "clip.mkv", Clip(count=120), codec_options={"bf": "0"})
+    data, seen = path.read_bytes(), threading.Event()
+    reading, writing = os.pipe()
+    in_time = []
+
+    def feed() -> None:
+        with os.fdopen(writing, "wb", buffering=0) as pipe:
+            pipe.write(data[:-20])
+            in_time.append(seen.wait(timeout=3))
+            pipe.write(data[-20:])
+
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    with os.fdopen(reading, "rb") as stream:
+        use_stdin(monkeypatch, stream)
+        with open_source("-") as source:
+            next(source)
+            seen.set()
+            count = 1 + len(list(source))
+    feeder.join()
+    assert (in_time, count) == ([True], 120)
 
 
 @pytest.mark.parametrize("spec", ["-", "raw:64x48@25"])

@@ -266,10 +266,11 @@ def _open(file: str | _Pipe, spec: str, **arguments: Any) -> InputContainer:
         # metadata_errors: a title in a strange encoding is no reason to refuse the pictures.
         container: InputContainer = av.open(file, mode="r", metadata_errors="replace", **arguments)
     except LIBRARY_ERRORS as error:
+        hint = "; is it a video, and whole?" if isinstance(error, av.InvalidDataError) else ""
+        if spec == "-":
+            hint += " On a pipe an mp4 must have its index in front (faststart)"
         raise SourceError(
-            f"{spec!r} cannot be opened as a video: {error_text(error)}. Is it a video, and whole? "
-            "On a pipe an mp4 must have its index in front (faststart)",
-            path=spec,
+            f"{spec!r} cannot be opened as a video: {error_text(error)}{hint}", path=spec
         ) from error
     return container
 
