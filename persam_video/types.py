@@ -252,7 +252,8 @@ class TrackResult:
 
     def mask(self, object_id: int) -> BoolArray:
         """(H, W) bool mask of one object; all False while it is lost."""
-        return self.labels == object_id
+        mask: BoolArray = self.labels == object_id
+        return mask
 
 
 def object_ids(labels: UInt8Array) -> tuple[int, ...]:

@@ -1,12 +1,13 @@
 """Prompts -> mask in three passes, each prompted by the last: PerSAM's cascaded post-refinement.
 
-PerSAM, section 3.2: the first mask is coarse; decode again with its logits as mask prompt, then with
-the box of the second mask and its logits. The guidance acts in the first pass only.
+PerSAM, section 3.2: the first mask is coarse; decode again with its logits as mask prompt, then
+with the box of the second mask and its logits. The guidance acts in the first pass only.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 from torch import Tensor
@@ -48,11 +49,8 @@ def cascade(
     for number in range(2, passes + 1):
         refined = dataclasses.replace(prompts, mask_logits=logits[:, None])
         if number == 3:
-            tight = boxes_of_logits(logits, embedding)
-            if prompts.boxes_xyxy is not None:
-                # An empty mask has no box of its own; it keeps the one it was prompted with.
-                empty = (logits <= 0).flatten(1).all(dim=1)
-                tight = torch.where(empty[:, None], prompts.boxes_xyxy, tight)
+            # An empty mask has no box of its own; it keeps the one it was prompted with.
+            tight = boxes_of_logits(logits, embedding, prompts.boxes_xyxy)
             refined = dataclasses.replace(refined, boxes_xyxy=tight)
         logits, iou = best_of_multimask(decoder.decode(embedding, refined))
     return logits, iou
@@ -65,32 +63,30 @@ def best_of_multimask(candidates: Candidates) -> tuple[Tensor, Tensor]:
     return candidates.logits[rows, 1 + index], iou
 
 
-def boxes_of_logits(logits: Tensor, embedding: Embedding) -> Tensor:
+def boxes_of_logits(
+    logits: Tensor, embedding: Embedding, empty_xyxy: Tensor | None = None
+) -> Tensor:
     """Tight boxes of N masks in pixels of the network's input, in SAM's convention.
 
     Args:
-        logits: (N, 4h, 4w) float32 over the padded square, > 0 = object.
+        logits: (N, 4h, 4w) float32 over the padded square, > 0 = object. What lies in the padding
+            does not count.
         embedding: Knows the size of the frame inside the square.
+        empty_xyxy: (N, 4) float32 boxes for masks that are empty; None = the whole frame.
 
     Returns:
-        (N, 4) float32; the whole frame for an empty mask.
+        (N, 4) float32.
     """
-    masks = logits > 0
     cell = embedding.input_size / logits.shape[2]
     height, width = embedding.input_hw
-    boxes = []
-    for mask in masks:
-        rows = torch.nonzero(mask.any(dim=1)).flatten()
-        columns = torch.nonzero(mask.any(dim=0)).flatten()
-        if len(rows) == 0:
-            boxes.append([0.0, 0.0, width - 1.0, height - 1.0])
-            continue
-        boxes.append(
-            [
-                float(columns[0]) * cell,
-                float(rows[0]) * cell,
-                min((float(columns[-1]) + 1) * cell, width) - 1,
-                min((float(rows[-1]) + 1) * cell, height) - 1,
-            ]
-        )
-    return torch.tensor(boxes, device=logits.device)
+    inside = logits[:, : math.ceil(height / cell), : math.ceil(width / cell)] > 0
+    spans = []
+    for occupied, length in ((inside.any(dim=1), width), (inside.any(dim=2), height)):
+        flags = occupied.int()  # argmax takes the first of equals
+        end = flags.shape[1] - flags.flip(1).argmax(dim=1)
+        spans.append((flags.argmax(dim=1) * cell, (end * cell).clamp_max(length) - 1))
+    (x1, x2), (y1, y2) = spans
+    boxes = torch.stack([x1, y1, x2, y2], dim=1)
+    if empty_xyxy is None:
+        empty_xyxy = torch.tensor([0.0, 0.0, width - 1.0, height - 1.0], device=logits.device)
+    return torch.where(inside.any(dim=2).any(dim=1)[:, None], boxes, empty_xyxy)

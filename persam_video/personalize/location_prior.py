@@ -59,7 +59,7 @@ def spread_points(maps: Tensor, count: int, separation: float) -> Tensor:
     Args:
         maps: (N, h, w) float32; -inf marks cells that may not be taken.
         count: Points per map, K >= 1.
-        separation: Smallest distance between two points, in cells.
+        separation: Smallest distance between two points, in cells; under 1 any two cells will do.
 
     Returns:
         (N, K, 2) int64 row and column of each point.
@@ -75,12 +75,12 @@ def spread_points(maps: Tensor, count: int, separation: float) -> Tensor:
             at = at if bool(left.flatten()[at] > -torch.inf) else best
             row, column = divmod(at, grid.shape[1])
             chosen.append((row, column))
-            near = (rows - row) ** 2 + (columns - column) ** 2 < separation**2
+            near = (rows - row) ** 2 + (columns - column) ** 2 < max(separation, 1.0) ** 2
             left = left.masked_fill(near, -torch.inf)
         points.append(chosen)
     return torch.tensor(points, device=maps.device)
 
 
 def cell_centres_xy(grid_rc: Tensor, stride: float) -> Tensor:
-    """(..., 2) row and column of cells -> (..., 2) float32 x, y of their centres in input pixels."""
+    """(..., 2) row and column of cells -> (..., 2) float32 x, y of centres in input pixels."""
     return (grid_rc.flip(-1).float() + 0.5) * stride

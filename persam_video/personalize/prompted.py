@@ -46,7 +46,8 @@ def masks_from_prompts(
             raise PromptError(f"object {object_id}: SAM finds nothing at this prompt; try a box")
         masks.append(logits)
     best, index = torch.stack(masks).max(dim=0)
-    labels = np.array([0, *ids], np.uint8)[((index + 1) * (best > 0)).cpu().numpy()]
+    rank = ((index + 1) * (best > 0)).cpu().numpy()  # 0 = background, then in the order of ids
+    labels: UInt8Array = np.array([0, *ids], np.uint8)[rank]
     hidden = sorted(set(ids) - set(labels.ravel().tolist()))
     if hidden:
         raise PromptError(f"objects {hidden} are wholly covered by others: prompt them more apart")

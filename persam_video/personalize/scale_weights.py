@@ -47,7 +47,7 @@ def _best_weights(weights: Tensor, logits: Tensor, target: Tensor) -> Tensor:
     losses = torch.cat(
         [
             _mask_loss(torch.einsum("gm,mhw->ghw", part, logits).flatten(1), target.flatten())
-            for part in weights.split(32)
+            for part in torch.split(weights, 32)
         ]
     )
     return weights[losses.argmin()]
@@ -58,9 +58,7 @@ def _mask_loss(logits: Tensor, target: Tensor) -> Tensor:
     probability = logits.sigmoid()
     overlap = 2 * probability @ target
     dice = 1 - (overlap + 1) / (probability.sum(dim=1) + target.sum() + 1)
-    error = F.binary_cross_entropy_with_logits(
-        logits, target.expand_as(logits), reduction="none"
-    )
+    error = F.binary_cross_entropy_with_logits(logits, target.expand_as(logits), reduction="none")
     agreement = probability * target + (1 - probability) * (1 - target)
     alpha = 0.25 * target + 0.75 * (1 - target)
     focal = (alpha * error * (1 - agreement) ** 2).mean(dim=1)

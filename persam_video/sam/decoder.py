@@ -1,9 +1,9 @@
 """SAM's prompt encoder and mask decoder, run by our own pass over segment_anything's modules.
 
-The pass differs from ``MaskDecoder.forward`` in three ways: all objects of a frame go through as one
-batch, all four masks come back (the single one first), and the two interventions of PerSAM (Zhang
-et al., "Personalize Segment Anything Model with One Shot", 2023, section 3.2) have a place. With
-both off it computes what SamPredictor computes; a test holds it to that.
+The pass differs from ``MaskDecoder.forward`` in three ways: all objects of a frame go through as
+one batch, all four masks come back (the single one first), and the two interventions of PerSAM
+(Zhang et al., "Personalize Segment Anything Model with One Shot", 2023, section 3.2) have a place.
+With both off it computes what SamPredictor computes; a test holds it to that.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from segment_anything.modeling import MaskDecoder, PromptEncoder
+from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 from persam_video.types import Candidates, Embedding
@@ -58,13 +59,13 @@ class SamDecoder:
     """Prompts + embedding -> candidate masks.
 
     Args:
-        prompt_encoder: segment_anything ``PromptEncoder`` built for the embedding's grid.
-        mask_decoder: segment_anything ``MaskDecoder``.
+        prompt_encoder: Built for the embedding's grid.
+        mask_decoder: As segment_anything builds it.
     """
 
-    def __init__(self, prompt_encoder: nn.Module, mask_decoder: nn.Module) -> None:
-        self.prompt_encoder: Any = prompt_encoder
-        self.mask_decoder: Any = mask_decoder
+    def __init__(self, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder) -> None:
+        self.prompt_encoder = prompt_encoder
+        self.mask_decoder = mask_decoder
         with torch.inference_mode():
             self._image_pe: Tensor = self.prompt_encoder.get_dense_pe()
 
@@ -131,7 +132,12 @@ class SamDecoder:
 
 
 def _two_way_block(
-    layer: Any, queries: Tensor, keys: Tensor, query_pe: Tensor, key_pe: Tensor, prior: Tensor | None
+    layer: Any,
+    queries: Tensor,
+    keys: Tensor,
+    query_pe: Tensor,
+    key_pe: Tensor,
+    prior: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """One block of SAM's two-way transformer, its token-to-image attention guided by ``prior``."""
     if layer.skip_first_layer_pe:
@@ -142,9 +148,7 @@ def _two_way_block(
     queries = layer.norm1(queries)
 
     k = keys + key_pe
-    attended = guided_attention(
-        layer.cross_attn_token_to_image, queries + query_pe, k, keys, prior
-    )
+    attended = guided_attention(layer.cross_attn_token_to_image, queries + query_pe, k, keys, prior)
     queries = layer.norm2(queries + attended)
     queries = layer.norm3(queries + layer.mlp(queries))
 

@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from PIL import Image
+from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
@@ -15,6 +16,9 @@ from persam_video.types import Embedding, UInt8Array
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
+
+VIT_INPUT_SIZE = 1024
+"""Side of the square input that ViT-B, -L and -H were trained for, and the only one they take."""
 
 
 class Encoder(Protocol):
@@ -88,21 +92,21 @@ class VitBackbone(nn.Module):
     blocks that end the first and the last quarter of the depth, all at stride 16.
     """
 
-    def __init__(self, vit: nn.Module) -> None:
+    def __init__(self, vit: ImageEncoderViT) -> None:
         super().__init__()
         self.vit = vit
-        depth = len(vit.blocks)  # type: ignore[arg-type]
+        depth = len(vit.blocks)
         self.taps = (depth // 4 - 1, depth - 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """(B, 3, 1024, 1024) -> (B, 256, 64, 64) and two maps (B, C, 64, 64)."""
         vit = self.vit
-        x = vit.patch_embed(x)  # type: ignore[operator]
+        x = vit.patch_embed(x)
         if vit.pos_embed is not None:
-            x = x + vit.pos_embed  # type: ignore[operator]
+            x = x + vit.pos_embed
         stages = []
-        for i, block in enumerate(vit.blocks):  # type: ignore[arg-type]
+        for i, block in enumerate(vit.blocks):
             x = block(x)
             if i in self.taps:
                 stages.append(x.permute(0, 3, 1, 2))
-        return vit.neck(x.permute(0, 3, 1, 2)), tuple(stages)  # type: ignore[operator]
+        return vit.neck(x.permute(0, 3, 1, 2)), tuple(stages)

@@ -55,7 +55,9 @@ class _Graph:
 
     def __init__(self, graph: Any) -> None:
         self.nodes = list(graph.node)
-        self.constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+        self.constants: dict[str, np.ndarray[Any, Any]] = {
+            t.name: numpy_helper.to_array(t) for t in graph.initializer
+        }
         for node in self.nodes:
             if node.op_type == "Constant" and node.attribute[0].HasField("t"):
                 self.constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
@@ -95,9 +97,7 @@ def _encoder_weights(graph: _Graph) -> Iterator[tuple[str, np.ndarray[Any, Any]]
     yield from _layer_norms(graph, _ENCODER_NORMS)
 
 
-def _decoder_weights(
-    graph: _Graph, path: Path
-) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
+def _decoder_weights(graph: _Graph, path: Path) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
     for name, value in graph.named("onnx::"):
         yield name.removeprefix("model."), value
     for node in graph.nodes:
@@ -130,5 +130,7 @@ def _only(graph: _Graph, shape: tuple[int, ...], path: Path) -> np.ndarray[Any, 
         if name.startswith("onnx::") and value.shape == shape
     ]
     if len(found) != 1:
-        raise CheckpointError(f"expected one constant of shape {shape}, got {len(found)}", path=path)
+        raise CheckpointError(
+            f"expected one constant of shape {shape}, got {len(found)}", path=path
+        )
     return found[0]

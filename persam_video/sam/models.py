@@ -12,7 +12,8 @@ from persam_video.errors import ConfigError
 from persam_video.sam.architecture import build_sam
 from persam_video.sam.checkpoints import load_state_dict
 from persam_video.sam.decoder import SamDecoder
-from persam_video.sam.image_encoder import SamImageEncoder, VitBackbone
+from persam_video.sam.image_encoder import VIT_INPUT_SIZE, SamImageEncoder, VitBackbone
+from persam_video.sam.registry import model_info
 from persam_video.sam.tiny_vit import TinyViT
 
 logger = logging.getLogger(__name__)
@@ -33,19 +34,15 @@ def load_sam(config: EncoderConfig, *, progress: bool = True) -> tuple[SamImageE
     """
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
+    _check_input_size(config)  # before anything large is fetched
     checkpoint = None if config.checkpoint is None else Path(config.checkpoint)
     sam = build_sam(config.model, load_state_dict(config.model, checkpoint, progress=progress))
     backbone: torch.nn.Module = sam.image_encoder
     if not isinstance(backbone, TinyViT):
-        if config.input_size != backbone.img_size:
-            raise ConfigError(
-                f"{config.model} runs at input_size {backbone.img_size} only (its position "
-                f"embedding has that size), got {config.input_size}"
-            )
         backbone = VitBackbone(backbone)
     for module in (backbone, sam.prompt_encoder, sam.mask_decoder):
         module.requires_grad_(False).eval().to(device)
-    backbone.to(dtype=dtype, memory_format=torch.channels_last)
+    backbone.to(dtype=dtype).to(memory_format=torch.channels_last)
 
     grid = config.input_size // 16
     sam.prompt_encoder.image_embedding_size = (grid, grid)
@@ -58,8 +55,16 @@ def load_sam(config: EncoderConfig, *, progress: bool = True) -> tuple[SamImageE
     )
 
 
+def _check_input_size(config: EncoderConfig) -> None:
+    if model_info(config.model).vit is not None and config.input_size != VIT_INPUT_SIZE:
+        raise ConfigError(
+            f"{config.model} runs at input_size {VIT_INPUT_SIZE} only (its position embedding has "
+            f"that size), got {config.input_size}"
+        )
+
+
 def resolve_device(name: str) -> torch.device:
-    """"auto", "cpu", "cuda" or "mps" -> the device; "auto" takes the first of cuda, mps, cpu.
+    """Name of a device -> the device; "auto" takes the first of cuda, mps and cpu that is there.
 
     Raises:
         ConfigError: The device is not there.
@@ -78,7 +83,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """"auto" -> bfloat16 on CUDA (float16 where it lacks it), float32 elsewhere."""
+    """Name -> number format; "auto" is bfloat16 (else float16) on CUDA, float32 elsewhere."""
     if name != "auto":
         return _DTYPES[name]
     if device.type != "cuda":

@@ -34,7 +34,7 @@ class PatchEmbed(nn.Module):
             nn.Conv2d(3, dim // 2, 3, 2, 1), nn.GELU(), nn.Conv2d(dim // 2, dim, 3, 2, 1)
         )
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         embedded: Tensor = self.seq(x)
         return embedded
 
@@ -49,7 +49,7 @@ class MBConv(nn.Module):
         self.conv2 = nn.Conv2d(hidden, hidden, 3, 1, 1, groups=hidden)
         self.conv3 = nn.Conv2d(hidden, dim, 1)
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         y = F.gelu(self.conv2(F.gelu(self.conv1(x))))
         return F.gelu(self.conv3(y) + x)
 
@@ -63,7 +63,7 @@ class PatchMerging(nn.Module):
         self.conv2 = nn.Conv2d(out_dim, out_dim, 3, stride, 1, groups=out_dim)
         self.conv3 = nn.Conv2d(out_dim, out_dim, 1)
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         merged: Tensor = self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x)))))
         return merged
 
@@ -80,7 +80,7 @@ class Attention(nn.Module):
         tokens = window_size**2
         self.attention_bias = nn.Parameter(torch.zeros(num_heads, tokens, tokens))
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         batch, tokens, dim = x.shape
         # TinyViT stores q, k and v of one head side by side: (heads, 3 * C / heads).
         qkv = self.qkv(self.norm(x)).view(batch, tokens, self.num_heads, -1).transpose(1, 2)
@@ -99,7 +99,7 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(dim, 4 * dim)
         self.fc2 = nn.Linear(4 * dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.fc2(F.gelu(self.fc1(self.norm(x))))
         return y
 
@@ -114,8 +114,8 @@ class TinyViTBlock(nn.Module):
         self.local_conv = nn.Conv2d(dim, dim, 3, 1, 1, groups=dim)
         self.mlp = Mlp(dim)
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        tokens = x.permute(0, 2, 3, 1)  # a free view: x is channels_last in memory
+    def forward(self, x: Tensor) -> Tensor:
+        tokens: Tensor = x.permute(0, 2, 3, 1)  # a free view: x is channels_last in memory
         tokens = tokens + self._windowed_attention(tokens)
         tokens = self.local_conv(tokens.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         tokens = tokens + self.mlp(tokens)
@@ -136,13 +136,16 @@ class TinyViTBlock(nn.Module):
 
 
 class Stage(nn.Module):
-    """The blocks of one resolution and the merging to the next."""
+    """Blocks and merging: (B, C, h, w) -> same, and that merged to (B, C', h/s, w/s)."""
 
-    def __init__(self, blocks: list[nn.Module], downsample: nn.Module | None) -> None:
+    def __init__(self, blocks: list[nn.Module], downsample: nn.Module) -> None:
         super().__init__()
         self.blocks = nn.Sequential(*blocks)
-        if downsample is not None:
-            self.downsample = downsample
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.blocks(x)
+        return x, self.downsample(x)
 
 
 class LayerNorm2d(nn.Module):
@@ -153,7 +156,7 @@ class LayerNorm2d(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         y = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, 1e-6)
         return y.permute(0, 3, 1, 2)
 
@@ -170,9 +173,10 @@ class TinyViT(nn.Module):
                 MBConv(dim) if i == 0 else TinyViTBlock(dim, NUM_HEADS[i], WINDOW_SIZES[i])
                 for _ in range(DEPTHS[i])
             ]
-            last = i == len(EMBED_DIMS) - 1
-            # The step to 320 channels keeps the resolution: SAM wants stride 16, not 32.
-            merging = None if last else PatchMerging(dim, EMBED_DIMS[i + 1], 1 if i == 2 else 2)
+            merging: nn.Module = nn.Identity()
+            if i < len(EMBED_DIMS) - 1:
+                # The step to 320 channels keeps the resolution: SAM wants stride 16, not 32.
+                merging = PatchMerging(dim, EMBED_DIMS[i + 1], 1 if i == 2 else 2)
             layers.append(Stage(blocks, merging))
         self.layers = nn.ModuleList(layers)
         self.neck = nn.Sequential(
@@ -195,8 +199,6 @@ class TinyViT(nn.Module):
         x = self.patch_embed(x.contiguous(memory_format=torch.channels_last))
         stages = []
         for layer in self.layers:
-            x = layer.blocks(x)
-            if hasattr(layer, "downsample"):
-                stages.append(x)
-                x = layer.downsample(x)
-        return self.neck(x), tuple(stages)
+            stage, x = layer(x)
+            stages.append(stage)
+        return self.neck(x), tuple(stages[:-1])
