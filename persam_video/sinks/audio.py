@@ -17,8 +17,13 @@ from av.packet import Packet
 
 _log = logging.getLogger(__name__)
 
-# Codecs that players expect inside MP4, MOV and Matroska; any other sound is encoded anew as AAC.
-_CARRIED = ("aac", "mp3", "ac3", "eac3", "alac", "opus")
+# Codecs that players expect inside each container; any other sound is encoded anew as AAC.
+_EVERYWHERE = ("aac", "mp3", "ac3", "eac3", "alac")
+_CARRIED = {
+    "mp4": (*_EVERYWHERE, "opus"),
+    "matroska": (*_EVERYWHERE, "opus"),
+    "mov": _EVERYWHERE,
+}
 _AAC_BIT_RATE = 160_000
 
 _SoundPacket: TypeAlias = "Packet[AudioStream]"
@@ -70,9 +75,12 @@ class AudioCarrier:
         if not self._input.streams.audio:
             return
         source = self._input.streams.audio[0]
+        if source.codec_context is None:  # this build of FFmpeg does not know the codec
+            _log.warning("%s: the sound is in an unknown format and is left out", self._path)
+            return
         # Matroska has no edit list: a packet before 0 would shift the video's times.
         may_begin_early = self._output.format.name != "matroska"
-        if source.codec_context.name in _CARRIED:
+        if source.codec_context.codec.canonical_name in _CARRIED[self._output.format.name]:
             target = self._output.add_stream_from_template(source)
             self._packets = _copied(self._input, source, target, start_s, may_begin_early)
         else:
@@ -133,5 +141,5 @@ def _encoded(
             assert position is not None
             block.pts, block.time_base = position, Fraction(1, rate)
             position += block.samples
-            yield from encoder.encode(block)
-    yield from encoder.encode(None)
+            yield from target.encode(block)
+    yield from target.encode(None)

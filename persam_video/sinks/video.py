@@ -21,13 +21,13 @@ from persam_video.sinks.base import SinkLifeCycle, claim_file
 from persam_video.sinks.overlay import FILL_ALPHA, draw_overlay
 from persam_video.types import Frame, TrackResult, UInt8Array
 
-_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv")
+_SUFFIXES = (".mp4", ".mov", ".mkv")
 _MIN_TICKS_PER_S = 90_000  # finest common clock of containers; times are off by 6 us at most
 _NOMINAL_RATE = Fraction(30)  # only for players' information when the source knows no rate
-_X264_OPTIONS: dict[str, object] = {"crf": "20", "preset": "veryfast"}
+_ENCODER = "libx264"
+_ENCODER_OPTIONS: dict[str, object] = {"crf": "20", "preset": "veryfast"}
 _BT709 = 1  # FFmpeg's number for matrix, primaries and transfer alike
 _STUDIO_RANGE = 1
-_OPENH264_BITS_PER_PIXEL = 0.15  # openh264 knows no constant quality
 
 
 class OverlayVideoSink(SinkLifeCycle):
@@ -39,7 +39,7 @@ class OverlayVideoSink(SinkLifeCycle):
     Matroska (.mkv) keeps times only to the millisecond.
 
     Args:
-        path: File to write: .mp4, .mov, .m4v or .mkv.
+        path: File to write: .mp4, .mov or .mkv.
         rate: Frames per second of the frames that will come, or None when unknown.
         audio_from: File whose sound is carried over, cut to the time from the first to the end of
             the last frame; its clock must be that of the frames' ``time_s``. A file without sound
@@ -67,7 +67,7 @@ class OverlayVideoSink(SinkLifeCycle):
             raise SinkError(f"there is no file {audio_from} to take the sound from", path=path)
         if audio_from is not None and path.exists() and path.samefile(audio_from):
             raise SinkError("the output would replace its own source", path=path)
-        self._codec = _h264_encoder(path)
+        _check_encoder(path)
         self._rate = rate
         self._tick_s = Fraction(1, _ticks_per_s(rate))
         self._audio_from = audio_from
@@ -121,14 +121,10 @@ class OverlayVideoSink(SinkLifeCycle):
 
     def _add_video_stream(self, container: OutputContainer) -> VideoStream:
         height, width = (size + size % 2 for size in self._size_hw)
-        rate = self._rate or _NOMINAL_RATE
-        stream = container.add_stream(self._codec, rate=rate)
+        stream = container.add_stream(_ENCODER, rate=self._rate or _NOMINAL_RATE)
         assert isinstance(stream, VideoStream)  # PyAV's stubs know only common codec names
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        if self._codec == "libx264":
-            stream.options = _X264_OPTIONS
-        else:
-            stream.bit_rate = round(width * height * rate * _OPENH264_BITS_PER_PIXEL)
+        stream.options = _ENCODER_OPTIONS
         context = stream.codec_context
         context.time_base = stream.time_base = self._tick_s
         context.colorspace = context.color_primaries = context.color_trc = _BT709
@@ -185,10 +181,11 @@ def _yuv_picture(image_rgb: UInt8Array) -> av.VideoFrame:
     return picture.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
 
 
-def _h264_encoder(path: Path) -> str:
-    for name in ("libx264", "libopenh264"):
-        with suppress(ValueError):  # PyAV's way to say that it was built without this codec
-            return av.Codec(name, "w").name
-    raise SinkError(
-        "this build of PyAV has no H.264 encoder, neither libx264 nor libopenh264", path=path
-    )
+def _check_encoder(path: Path) -> None:
+    try:
+        av.Codec(_ENCODER, "w")
+    except ValueError as error:  # PyAV's UnknownCodecError
+        raise SinkError(
+            f"this build of PyAV has no H.264 encoder ({_ENCODER}); the wheels on PyPI have it",
+            path=path,
+        ) from error
