@@ -26,11 +26,14 @@ class Target:
         local: (L, 256) float32, unit length, one per grid cell under the reference mask, L >= 1.
         embedding: (256,) float32, not normalised; what target-semantic prompting adds.
         direction: (256,) float32, unit length; what similarity compares with.
+        self_similarity: Mean cosine of ``direction`` with the reference's own cells, in (0, 1];
+            the scale on which a similarity elsewhere is high or low.
     """
 
     local: Tensor
     embedding: Tensor
     direction: Tensor
+    self_similarity: float
 
 
 def grid_coverage(mask: BoolArray, embedding: Embedding, grid_hw: tuple[int, int]) -> Tensor:
@@ -72,8 +75,10 @@ def make_target(embedding: Embedding, mask: BoolArray, kind: str = "mean_max") -
     mean = features.mean(dim=0)
     vector = mean if kind == "mean" else (mean + features.amax(dim=0)) / 2
     step = -(-len(features) // MAX_LOCAL_FEATURES)
+    direction = F.normalize(vector, dim=0)
     return Target(
         local=F.normalize(features[::step], dim=1),
         embedding=mean,
-        direction=F.normalize(vector, dim=0),
+        direction=direction,
+        self_similarity=float((F.normalize(features, dim=1) @ direction).mean().clamp_min(1e-3)),
     )

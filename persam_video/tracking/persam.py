@@ -124,12 +124,15 @@ class PersamMethod:
     ) -> Tensor:
         """How much the features under each mask resemble the target: (N,) in [0, 1].
 
-        SAM always returns some mask; this is what tells a found object from a wrong one.
+        SAM always returns some mask; this is what tells a found object from a wrong one. The
+        measure is the similarity to the target, as a share of what the reference itself has.
         """
         maps = similarity_maps([o.target for o in objects], embedding)
         coverage = F.adaptive_avg_pool2d((logits > 0).float()[:, None], maps.shape[1:])[:, 0]
         weight = coverage.sum(dim=(1, 2)).clamp_min(1e-6)
-        return ((maps * coverage).sum(dim=(1, 2)) / weight).clamp(0, 1)
+        similarity = (maps * coverage).sum(dim=(1, 2)) / weight
+        own = torch.tensor([o.target.self_similarity for o in objects], device=maps.device)
+        return (similarity / own).clamp(0, 1)
 
 
 def _grow(boxes_xyxy: Tensor, margin: float, embedding: Embedding) -> Tensor:
