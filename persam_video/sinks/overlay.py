@@ -37,7 +37,7 @@ class _Style:
     def of(cls, size_hw: tuple[int, int]) -> _Style:
         scale = min(max(min(size_hw) / _REFERENCE_SIDE, 0.5), 8.0)
         return cls(
-            line=max(1, round(2 * scale)),
+            line=max(2, round(2 * scale)),
             font_scale=max(0.4, 0.5 * scale),
             font_line=max(1, round(1.25 * scale)),
             pad=max(3, round(4 * scale)),
@@ -108,7 +108,7 @@ def _draw_contour(
 ) -> None:
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     # A dark line below keeps the contour visible on a background of its own colour.
-    cv2.drawContours(canvas, contours, -1, _INK, style.line + 2, cv2.LINE_AA)
+    cv2.drawContours(canvas, contours, -1, _INK, style.line + 1, cv2.LINE_AA)
     cv2.drawContours(canvas, contours, -1, color, style.line, cv2.LINE_AA)
 
 
