@@ -299,7 +299,11 @@ class _Writer:
     def finish(self) -> None:
         """Write what is waiting and close the sink; raises what the sink raised."""
         self._channel.end()
-        self._thread.join()
+        try:
+            self._thread.join()
+        except KeyboardInterrupt:
+            self._thread.join()  # the files are nearly whole; a second Ctrl-C gives them up
+            raise
         if self._error is not None:
             raise self._error
 

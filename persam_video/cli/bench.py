@@ -28,7 +28,7 @@ def add_command(
         "bench",
         parents=[common],
         allow_abbrev=False,
-        usage="persam-video bench SOURCE (--mask FILE | --points X,Y | --box X1,Y1,X2,Y2) [options]",
+        usage="persam-video bench SOURCE (--mask FILE | --points X,Y | --box X1,Y1,X2,Y2) ...",
         help="time of decoding, encoding, tracking and writing a frame",
         description="Time of decoding, encoding, tracking and writing a frame, and peak memory.",
         epilog=_EXAMPLES,

@@ -121,9 +121,7 @@ def save_config(folder: Path, config: Config, overwrite: bool, note: str = "") -
     text = (f"# {note}\n\n" if note else "") + config.to_toml()
     with sink_errors(path):
         folder.mkdir(parents=True, exist_ok=True)
-        if path.exists() and not overwrite:
-            if path.read_text(encoding="utf-8") == text:
-                return path
+        if not overwrite and _differs(path, text):
             raise SinkError(
                 "results with other settings are there; choose another folder or --overwrite",
                 path=path,
@@ -131,3 +129,10 @@ def save_config(folder: Path, config: Config, overwrite: bool, note: str = "") -
         with atomic_path(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return path
+
+
+def _differs(path: Path, text: str) -> bool:
+    """Whether other settings are there with results beside them; alone they are of a failed run."""
+    if not path.exists() or path.read_text(encoding="utf-8") == text:
+        return False
+    return any(found.is_file() for found in path.parent.rglob("*") if found != path)

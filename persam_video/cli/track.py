@@ -51,7 +51,7 @@ def add_command(
         "track",
         parents=[common],
         allow_abbrev=False,
-        usage="persam-video track SOURCE (--mask FILE | --points X,Y | --box X1,Y1,X2,Y2) [options]",
+        usage="persam-video track SOURCE (--mask FILE | --points X,Y | --box X1,Y1,X2,Y2) ...",
         help="follow objects through a video",
         description="Follow objects through a video from one mask, click, box or photo.",
         epilog=_EXAMPLES,

@@ -64,10 +64,13 @@ def _list(args: argparse.Namespace) -> int:
 
 def weights_line(status: WeightsStatus) -> str:
     """One model in one line."""
+    from persam_video.sam.checkpoints import WeightsState
+
     size = f"{status.size / 1e6:.0f} MB" if status.size else "-"
     text = f"{status.model.name:6} {status.state.value:9} {size:>8}  {status.model.title}"
     origin = f", from the {status.source}" if status.source else ""
-    return f"{text} ({status.model.licence}{origin}){': ' if status.detail else ''}{status.detail}"
+    damage = f": {status.detail}" if status.state is WeightsState.DAMAGED else ""
+    return f"{text} ({status.model.licence}{origin}){damage}"
 
 
 def _get(args: argparse.Namespace) -> int:
