@@ -289,6 +289,7 @@ class _Writer:
         self._sink = sink
         self._channel = _Channel[tuple[Frame, TrackResult]](WRITE_BEHIND)
         self._error: BaseException | None = None
+        self._done = threading.Event()  # join() cannot be taken up again after Ctrl-C
         self._thread = threading.Thread(target=self._work, name="persam-writer", daemon=True)
         self._thread.start()
 
@@ -298,14 +299,18 @@ class _Writer:
 
     def finish(self) -> None:
         """Write what is waiting and close the sink; raises what the sink raised."""
-        self._channel.end()
         try:
-            self._thread.join()
+            self._end()
         except KeyboardInterrupt:
-            self._thread.join()  # the files are nearly whole; a second Ctrl-C gives them up
+            self._end()  # the files are nearly whole; a second Ctrl-C gives them up
             raise
         if self._error is not None:
             raise self._error
+
+    def _end(self) -> None:
+        self._channel.end()
+        self._done.wait()
+        self._thread.join()
 
     def _work(self) -> None:
         try:
@@ -316,6 +321,7 @@ class _Writer:
             self._error = error
         finally:
             self._channel.abandon()
+            self._done.set()
 
 
 def peak_memory() -> int | None:
