@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_tracker import FakeTracker
 from PIL import Image
 
 from persam_video.batch import ClipState, first_labels, run_davis
@@ -14,7 +15,6 @@ from persam_video.errors import DatasetError, PersamError
 from persam_video.evaluation.davis import evaluate, read_split
 from persam_video.label_maps import read_label_map, write_label_map
 from persam_video.types import Frame
-from tests.fake_tracker import FakeTracker
 
 CLIPS = ("ant", "bee", "cow")
 FRAMES = 4

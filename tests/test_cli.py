@@ -16,6 +16,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from fake_tracker import FakeTracker
 from PIL import Image
 
 from persam_video.cli import settings
@@ -25,7 +26,6 @@ from persam_video.config import Config, EncoderConfig, load_config
 from persam_video.label_maps import read_label_map, write_label_map
 from persam_video.tracking.tracker import Tracker
 from persam_video.types import Frame
-from tests.fake_tracker import FakeTracker
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ("track", "davis", "eval", "render", "bench", "info", "weights")

@@ -10,6 +10,7 @@ from typing import Self
 
 import numpy as np
 import pytest
+from fake_tracker import FakeTracker
 
 from persam_video.errors import PersamError, PromptError, SinkError, SourceError
 from persam_video.pipeline import (
@@ -21,7 +22,6 @@ from persam_video.pipeline import (
     write_results,
 )
 from persam_video.types import Frame, ObjectState, Prompt, Reference, TrackResult
-from tests.fake_tracker import FakeTracker
 
 SIZE_HW = (12, 16)
 WAIT_S = 10.0  # far more than any test needs; a hang fails instead of blocking the suite
