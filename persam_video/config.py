@@ -107,7 +107,9 @@ class PersonalizeConfig(_Checked):
     target: str = setting(
         "mean_max", "target embedding from the reference's features", choices=("mean", "mean_max")
     )
-    attention: bool = setting(True, "target-guided attention in the first decoder pass")
+    attention: float = setting(
+        3.0, "strength of target-guided attention in the first decoder pass, 0 = off", low=0.0
+    )
     semantic: bool = setting(True, "target-semantic prompting in the first decoder pass")
     positive_points: int = setting(2, "points on the likeliest cells", low=1, high=16)
     negative_points: int = setting(1, "points on the least likely cells", low=0, high=16)
@@ -149,6 +151,12 @@ class TrackConfig(_Checked):
     )
     uncertain_below: float = setting(0.5, "score under which a mask is uncertain", low=0.0, high=1.0)
     lost_below: float = setting(0.2, "score under which the object is lost", low=0.0, high=1.0)
+    found_above: float = setting(
+        0.45,
+        "score that it takes to find a lost object again, or to let a mask jump",
+        low=0.0,
+        high=1.0,
+    )
 
 
 @dataclass(frozen=True, slots=True)

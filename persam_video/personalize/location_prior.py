@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
-from persam_video.personalize.target import Target
+from persam_video.personalize.target import Target, valid_cells
 from persam_video.types import Embedding
 
 
@@ -32,15 +32,6 @@ def similarity_maps(targets: list[Target], embedding: Embedding, local: bool = F
     valid = valid_cells(embedding, (similarity.shape[1], similarity.shape[2]))
     lowest = similarity.masked_fill(~valid, torch.inf).amin(dim=(1, 2), keepdim=True)
     return torch.where(valid, similarity, lowest)
-
-
-def valid_cells(embedding: Embedding, grid_hw: tuple[int, int]) -> Tensor:
-    """(h, w) bool, True where a cell's centre lies inside the frame and not in the padding."""
-    inside = []
-    for cells, length in zip(grid_hw, embedding.input_hw, strict=True):
-        centres = (torch.arange(cells, device=embedding.neck.device) + 0.5) / cells
-        inside.append(centres * embedding.input_size < length)
-    return inside[0][:, None] & inside[1][None, :]
 
 
 def normalised_prior(maps: Tensor) -> Tensor:

@@ -26,14 +26,16 @@ class Target:
         local: (L, 256) float32, unit length, one per grid cell under the reference mask, L >= 1.
         embedding: (256,) float32, not normalised; what target-semantic prompting adds.
         direction: (256,) float32, unit length; what similarity compares with.
-        self_similarity: Mean cosine of ``direction`` with the reference's own cells, in (0, 1];
-            the scale on which a similarity elsewhere is high or low.
+        self_similarity: Mean cosine of ``direction`` with the reference's own cells.
+        background_similarity: Mean cosine with the other cells of the reference picture. The two
+            are the scale on which a similarity elsewhere is high or low.
     """
 
     local: Tensor
     embedding: Tensor
     direction: Tensor
     self_similarity: float
+    background_similarity: float
 
 
 def grid_coverage(mask: BoolArray, embedding: Embedding, grid_hw: tuple[int, int]) -> Tensor:
@@ -56,6 +58,15 @@ def grid_coverage(mask: BoolArray, embedding: Embedding, grid_hw: tuple[int, int
     return F.adaptive_avg_pool2d(square, grid_hw)[0, 0]
 
 
+def valid_cells(embedding: Embedding, grid_hw: tuple[int, int]) -> Tensor:
+    """(h, w) bool, True where a cell's centre lies inside the frame and not in the padding."""
+    inside = []
+    for cells, length in zip(grid_hw, embedding.input_hw, strict=True):
+        centres = (torch.arange(cells, device=embedding.neck.device) + 0.5) / cells
+        inside.append(centres * embedding.input_size < length)
+    return inside[0][:, None] & inside[1][None, :]
+
+
 def make_target(embedding: Embedding, mask: BoolArray, kind: str = "mean_max") -> Target:
     """Target of the object under ``mask`` in the reference picture.
 
@@ -76,9 +87,12 @@ def make_target(embedding: Embedding, mask: BoolArray, kind: str = "mean_max") -
     vector = mean if kind == "mean" else (mean + features.amax(dim=0)) / 2
     step = -(-len(features) // MAX_LOCAL_FEATURES)
     direction = F.normalize(vector, dim=0)
+    similarity = direction @ F.normalize(embedding.neck[0].flatten(1), dim=0)
+    elsewhere = similarity[(coverage < threshold) & valid_cells(embedding, grid_hw).flatten()]
     return Target(
         local=F.normalize(features[::step], dim=1),
         embedding=mean,
         direction=direction,
-        self_similarity=float((F.normalize(features, dim=1) @ direction).mean().clamp_min(1e-3)),
+        self_similarity=float(similarity[cells].mean()),
+        background_similarity=float(elsewhere.mean()) if len(elsewhere) else 0.0,
     )

@@ -42,8 +42,8 @@ class Guidance:
     """PerSAM's two interventions for N objects.
 
     Attributes:
-        attention_prior: (N, h * w) float32 in [0, 1], normalised location prior that modulates the
-            token-to-image cross-attention (target-guided attention), or None.
+        attention_prior: (N, h * w) float32, normalised location prior times its strength, added to
+            the logits of the token-to-image cross-attention (target-guided attention), or None.
         target_embedding: (N, 256) float32, added to every token before each layer
             (target-semantic prompting), or None.
     """
@@ -161,15 +161,17 @@ def guided_attention(
 ) -> Tensor:
     """Cross-attention whose map is modulated by a location prior.
 
-    PerSAM, section 3.2: A' = softmax(softmax(q k^T / sqrt(d)) + S), with S the normalised
-    similarity of every image cell to the target. Without a prior it is plain attention.
+    PerSAM, section 3.2, with the modulation before the softmax: softmax(q k^T / sqrt(d) + alpha S).
+    The released code computes softmax(softmax(q k^T / sqrt(d)) + S) instead; over some thousand
+    cells that is nearly uniform and loses what SAM attends to (README.md, "What was measured").
+    Without a prior it is plain attention.
 
     Args:
         attention: segment_anything ``Attention`` module.
         q: (N, K, C) tokens.
         k: (N, h * w, C) image cells with their positional encoding.
         v: (N, h * w, C) image cells.
-        prior: (N, h * w) in [0, 1], or None.
+        prior: (N, h * w) alpha S, added to the attention's logits, or None.
 
     Returns:
         (N, K, C) attended tokens.
@@ -181,8 +183,8 @@ def guided_attention(
         attention._separate_heads(project(x), attention.num_heads)
         for project, x in ((attention.q_proj, q), (attention.k_proj, k), (attention.v_proj, v))
     )
-    weights = (query @ key.transpose(2, 3) / math.sqrt(query.shape[-1])).softmax(dim=-1)
-    weights = (weights + prior[:, None, None, :]).softmax(dim=-1)
+    scores = query @ key.transpose(2, 3) / math.sqrt(query.shape[-1])
+    weights = (scores + prior[:, None, None, :]).softmax(dim=-1)
     guided: Tensor = attention.out_proj(attention._recombine_heads(weights @ value))
     return guided
 

@@ -33,10 +33,11 @@ class Motion:
             self.velocity_rc = (0.0, 0.0)
         self._centre = centre
 
-    def moved(self, logits: Tensor) -> Tensor:
-        """(H, W) logits shifted by one frame's motion; what enters from outside is background."""
-        rows, columns = round(self.velocity_rc[0]), round(self.velocity_rc[1])
+    def moved(self, logits: Tensor, frames: int = 1) -> Tensor:
+        """(H, W) logits shifted by the motion of some frames; what enters is background."""
         height, width = logits.shape
+        rows = max(-height, min(height, round(frames * self.velocity_rc[0])))
+        columns = max(-width, min(width, round(frames * self.velocity_rc[1])))
         moved = torch.full_like(logits, float(logits.min()))
         moved[max(0, rows) : height + min(0, rows), max(0, columns) : width + min(0, columns)] = (
             logits[max(0, -rows) : height - max(0, rows), max(0, -columns) : width - max(0, columns)]

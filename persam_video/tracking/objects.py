@@ -12,6 +12,9 @@ from persam_video.tracking.motion import Motion
 from persam_video.tracking.target_model import TargetModel
 from persam_video.types import ObjectState
 
+_MOST_FRAMES = 5  # a velocity says little about a place longer after
+_STRAY = 0.02  # an object that moves smoothly overlaps its own expected place by more
+
 
 @dataclass(slots=True)
 class TrackedObject:
@@ -39,6 +42,10 @@ class TrackedObject:
     score: float = 1.0
     frames_lost: int = 0
 
+    def expected_logits(self) -> Tensor:
+        """(4h, 4w) the last mask believed in, moved to where it should be in the coming frame."""
+        return self.motion.moved(self.logits, min(self.frames_lost, _MOST_FRAMES) + 1)
+
     def never_seen(self) -> None:
         """The reference is from another picture: where the object is now is not known."""
         self.state, self.score, self.frames_lost = ObjectState.LOST, 0.0, 1
@@ -49,18 +56,26 @@ class TrackedObject:
         Args:
             logits: (4h, 4w) float32, the mask after all objects have competed for the pixels.
             score: Confidence in it, in [0, 1].
-            config: ``lost_below`` and ``uncertain_below`` are used.
+            config: ``lost_below``, ``found_above`` and ``uncertain_below`` are used.
         """
-        found = score >= config.lost_below and bool((logits > 0).any())
+        returned = self.frames_lost > 0
+        expected = _overlap(logits, self.expected_logits())
+        needed = config.lost_below if expected else config.found_above
+        found = score >= needed and bool((logits > 0).any())
         self.score = score if found else min(score, config.lost_below)
         if not found:
             self.state = ObjectState.LOST
             self.frames_lost += 1
             return
-        returned = self.frames_lost > 0
         self.frames_lost = 0
         self.state = (
             ObjectState.TRACKED if score >= config.uncertain_below else ObjectState.UNCERTAIN
         )
         self.motion.observe(logits, jumped=returned)
         self.logits = logits
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether two masks, as logits, share more than a stray cell of their union."""
+    both, either = ((a > 0) & (b > 0)).sum(), ((a > 0) | (b > 0)).sum()
+    return bool(both > _STRAY * either)

@@ -7,6 +7,7 @@ from the prior, the box and the innermost point of the previous mask; guided, ca
 from __future__ import annotations
 
 import torch
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
@@ -17,13 +18,14 @@ from persam_video.personalize.location_prior import (
     normalised_prior,
     similarity_maps,
     spread_points,
-    valid_cells,
 )
 from persam_video.personalize.scale_weights import fit_scale_weights
-from persam_video.personalize.target import Target
+from persam_video.personalize.target import Target, valid_cells
 from persam_video.sam.decoder import Guidance, PromptBatch, SamDecoder
 from persam_video.tracking.objects import TrackedObject
 from persam_video.types import Embedding
+
+_UNLIKE = 0.6
 
 
 class PersamMethod:
@@ -84,12 +86,12 @@ class PersamMethod:
         maps = similarity_maps(targets, embedding)
         grid_hw = (maps.shape[1], maps.shape[2])
         stride = embedding.input_size / grid_hw[1]
-        previous = torch.stack([o.motion.moved(o.logits) for o in objects])
+        previous = torch.stack([o.expected_logits() for o in objects])
         margin = self._track.box_margin * embedding.input_hw[0] / embedding.source_hw[0]
         boxes = _grow(boxes_of_logits(previous, embedding), margin, embedding)
         lost = torch.tensor([o.frames_lost > 0 for o in objects], device=maps.device)
-        whole = boxes_of_logits(torch.full_like(previous, -1.0), embedding)
-        boxes = torch.where(lost[:, None], whole, boxes)
+        likely = torch.stack([_likeliest_patch(m, o.target) for m, o in zip(maps, objects)])
+        boxes = torch.where(lost[:, None], boxes_of_logits(likely, embedding), boxes)
 
         valid = valid_cells(embedding, grid_hw)
         inside = _cells_inside(boxes, grid_hw, stride) & valid
@@ -115,7 +117,7 @@ class PersamMethod:
     def _guidance(self, targets: list[Target], maps: Tensor) -> Guidance:
         config = self._personalize
         return Guidance(
-            normalised_prior(maps).flatten(1) if config.attention else None,
+            config.attention * normalised_prior(maps).flatten(1) if config.attention else None,
             torch.stack([t.embedding for t in targets]) if config.semantic else None,
         )
 
@@ -125,14 +127,41 @@ class PersamMethod:
         """How much the features under each mask resemble the target: (N,) in [0, 1].
 
         SAM always returns some mask; this is what tells a found object from a wrong one. The
-        measure is the similarity to the target, as a share of what the reference itself has.
+        object is at 1 on the reference picture, the rest of that picture at 0, and similarities
+        below ``_UNLIKE`` on this scale, where other salient things lie, count as 0.
         """
         maps = similarity_maps([o.target for o in objects], embedding)
         coverage = F.adaptive_avg_pool2d((logits > 0).float()[:, None], maps.shape[1:])[:, 0]
         weight = coverage.sum(dim=(1, 2)).clamp_min(1e-6)
         similarity = (maps * coverage).sum(dim=(1, 2)) / weight
-        own = torch.tensor([o.target.self_similarity for o in objects], device=maps.device)
-        return (similarity / own).clamp(0, 1)
+        scale = torch.tensor(
+            [(o.target.background_similarity, o.target.self_similarity) for o in objects],
+            device=maps.device,
+        )
+        span = (scale[:, 1] - scale[:, 0]).clamp_min(1e-3)
+        likeness = (similarity - scale[:, 0]) / span
+        return ((likeness - _UNLIKE) / (1 - _UNLIKE)).clamp(0, 1)
+
+
+def _likeliest_patch(similarity: Tensor, target: Target) -> Tensor:
+    """Where to look for a lost object: the connected cells around the most similar one.
+
+    A cell belongs to the patch when it is more like the object than like the reference's
+    background.
+
+    Args:
+        similarity: (h, w) float32 map of one object.
+        target: Its target.
+
+    Returns:
+        (h, w) float32, +1 in the patch and -1 elsewhere.
+    """
+    threshold = (target.self_similarity + target.background_similarity) / 2
+    best = int(similarity.argmax())
+    above = similarity >= min(threshold, float(similarity.max()))
+    parts, _ = ndimage.label(above.cpu().numpy())
+    patch = torch.from_numpy(parts == parts.flat[best]).to(similarity.device)
+    return patch.float() * 2 - 1
 
 
 def _grow(boxes_xyxy: Tensor, margin: float, embedding: Embedding) -> Tensor:

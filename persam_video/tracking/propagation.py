@@ -83,7 +83,7 @@ class PropagationMethod:
 
     def _search_region(self, obj: TrackedObject, embedding: Embedding) -> Tensor:
         """(h, w) bool cells in which the object may be; all of them once it is lost."""
-        mask = self._on_grid(obj.motion.moved(obj.logits).sigmoid(), embedding)
+        mask = self._on_grid(obj.expected_logits().sigmoid(), embedding)
         if obj.frames_lost > 0:
             return torch.ones_like(mask, dtype=torch.bool)
         return self._region(mask)

@@ -1,0 +1,86 @@
+"""Short clips with exact masks, composed at test time from photos that have masks.
+
+The cut-outs are moved over a still background, so every frame's truth is known, and an object can
+leave, return or cross another one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from persam_video.sam.image_encoder import SamImageEncoder
+from persam_video.types import BoolArray, Embedding, Frame, UInt8Array
+
+SIZE_HW = (240, 426)
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """A picture of one object and its mask, both cropped to the object."""
+
+    image_rgb: UInt8Array
+    mask: BoolArray
+
+
+def read_cutout(perseg: Path, subject: str, height: int) -> Cutout:
+    """The object of a subject's reference photo, scaled to ``height`` pixels."""
+    image = cv2.cvtColor(cv2.imread(str(perseg / "Images" / subject / "00.jpg")), cv2.COLOR_BGR2RGB)
+    mask = cv2.imread(str(perseg / "Annotations" / subject / "00.png"), cv2.IMREAD_UNCHANGED)
+    mask = mask.max(axis=2) if mask.ndim == 3 else mask
+    x, y, w, h = cv2.boundingRect((mask > 0).astype(np.uint8))
+    size = (round(w * height / h), height)
+    crop = cv2.resize(image[y : y + h, x : x + w], size, interpolation=cv2.INTER_AREA)
+    inside = cv2.resize((mask[y : y + h, x : x + w] > 0).astype(np.uint8), size)
+    return Cutout(crop, inside > 0)
+
+
+def compose(
+    background_rgb: UInt8Array,
+    cutouts: Sequence[Cutout],
+    places: Sequence[Sequence[tuple[int, int] | None]],
+) -> list[tuple[Frame, UInt8Array]]:
+    """Paste the cut-outs, later ones in front.
+
+    Args:
+        background_rgb: Any picture; it is scaled to SIZE_HW.
+        cutouts: Object 1, object 2, ...
+        places: Per frame, per object, the top left corner (x, y), or None while it is away.
+
+    Returns:
+        Frame and (H, W) uint8 truth for every entry of ``places``.
+    """
+    canvas = cv2.resize(background_rgb, SIZE_HW[::-1], interpolation=cv2.INTER_AREA)
+    clip = []
+    for index, corners in enumerate(places):
+        image, labels = canvas.copy(), np.zeros(SIZE_HW, np.uint8)
+        for object_id, (cutout, corner) in enumerate(zip(cutouts, corners, strict=True), 1):
+            if corner is None:
+                continue
+            x, y = corner
+            h, w = cutout.mask.shape
+            image[y : y + h, x : x + w][cutout.mask] = cutout.image_rgb[cutout.mask]
+            labels[y : y + h, x : x + w][cutout.mask] = object_id
+        clip.append((Frame(index, index / 24, image), labels))
+    return clip
+
+
+class CachingEncoder:
+    """Encodes every picture once per test session, and counts how often it is asked."""
+
+    def __init__(self, encoder: SamImageEncoder) -> None:
+        self.encoder = encoder
+        self.calls = 0
+        self._known: dict[str, Embedding] = {}
+
+    def encode(self, image_rgb: UInt8Array) -> Embedding:
+        self.calls += 1
+        key = hashlib.sha256(image_rgb.tobytes()).hexdigest()
+        if key not in self._known:
+            self._known[key] = self.encoder.encode(image_rgb)
+        return self._known[key]

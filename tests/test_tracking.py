@@ -1,0 +1,239 @@
+"""The tracker on real features: identity, absence and return, and the first version's defects.
+
+"Defect n" is the n-th of the list in README.md, "What the first implementation got wrong".
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from persam_video.config import EncoderConfig, TrackConfig
+from persam_video.errors import PersamError, PromptError
+from persam_video.evaluation.metrics import region_similarity
+from persam_video.personalize.cascade import best_of_multimask
+from persam_video.sam.decoder import SamDecoder
+from persam_video.sam.models import load_sam
+from persam_video.tracking.aggregation import label_map, soft_aggregate
+from persam_video.tracking.motion import Motion
+from persam_video.tracking.tracker import Tracker
+from persam_video.types import Candidates, Frame, ObjectState, UInt8Array
+from composed import SIZE_HW, CachingEncoder, compose, read_cutout
+
+METHODS = ("persam", "persam_f", "track")
+Clip = list[tuple[Frame, UInt8Array]]
+Sam = tuple[CachingEncoder, SamDecoder]
+
+pytestmark = [pytest.mark.needs_weights, pytest.mark.needs_davis]
+
+
+@pytest.fixture(scope="module")
+def sam(vit_t_weights: Path) -> Sam:
+    encoder, decoder = load_sam(EncoderConfig(input_size=512), progress=False)
+    return CachingEncoder(encoder), decoder
+
+
+@pytest.fixture(scope="module")
+def scene(davis_root: Path) -> Clip:
+    """Cat and duck before a wall; the duck is away in frame 3 only, the cat in frames 6 and 7."""
+    background = cv2.imread(str(davis_root / "JPEGImages/480p/swing/00000.jpg"))[:, :, ::-1].copy()
+    perseg = davis_root.parent / "perseg-mini"
+    cutouts = [read_cutout(perseg, "cat", 120), read_cutout(perseg, "duck_toy", 90)]
+    cats = [(20 + 6 * t, 80) if t not in (6, 7) else None for t in range(10)]
+    ducks = [(300 - 5 * t, 120) if t != 3 else None for t in range(10)]
+    return compose(background, cutouts, list(zip(cats, ducks, strict=True)))
+
+
+def make_tracker(sam: Sam, method: str) -> Tracker:
+    return Tracker(*sam, track=TrackConfig(method=method))
+
+
+def follow(tracker: Tracker, clip: Clip) -> list[tuple[UInt8Array, dict[int, ObjectState]]]:
+    first, labels = clip[0]
+    results = [tracker.start(first, labels)]
+    results += [tracker.step(frame) for frame, _ in clip[1:]]
+    return [(r.labels, dict(r.states)) for r in results]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_tracker_object_vanishes_for_a_frame_others_keep_their_ids(
+    sam: Sam, scene: Clip, method: str
+) -> None:
+    # Defect 1: object 2 vanishes in frame 3; object 1 must not inherit anything, 2 must return.
+    results = follow(make_tracker(sam, method), scene[:6])
+    for (labels, states), (frame, truth) in zip(results, scene, strict=False):
+        assert region_similarity(labels == 1, truth == 1) > 0.7, frame.index
+        assert set(states) == {1, 2}
+        if frame.index != 3:
+            assert region_similarity(labels == 2, truth == 2) > 0.6, frame.index
+            assert states[2] is not ObjectState.LOST
+    assert not (results[3][0] == 2).any()
+    assert results[3][1] == {1: ObjectState.TRACKED, 2: ObjectState.LOST}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_tracker_object_away_is_lost_and_found_again(sam: Sam, scene: Clip, method: str) -> None:
+    # Defect 4: absence is tested, an empty mask is no accident, and the object is found again.
+    results = follow(make_tracker(sam, method), scene)
+    states = [states[1] for _, states in results]
+    assert states[6:8] == [ObjectState.LOST, ObjectState.LOST]
+    assert not any((results[t][0] == 1).any() for t in (6, 7))
+    assert all(state is not ObjectState.LOST for state in states[:6] + states[8:])
+    assert region_similarity(results[9][0] == 1, scene[9][1] == 1) > 0.7
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_tracker_blank_frame_gives_empty_mask_not_a_crash(
+    sam: Sam, scene: Clip, method: str
+) -> None:
+    tracker = make_tracker(sam, method)
+    tracker.start(*scene[0])
+    blank = Frame(1, 1 / 24, np.full((*SIZE_HW, 3), 127, np.uint8))
+    result = tracker.step(blank)
+    assert not result.labels.any()
+    assert set(result.states.values()) == {ObjectState.LOST}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shape", ["one pixel", "thin line"])
+def test_tracker_thin_object_gives_finite_scores(
+    sam: Sam, scene: Clip, method: str, shape: str
+) -> None:
+    # Defect 3: an object that covers no grid cell had a NaN target.
+    labels = np.zeros(SIZE_HW, np.uint8)
+    if shape == "one pixel":
+        labels[100, 200] = 1
+    else:
+        labels[60:180, 200] = 1
+    tracker = make_tracker(sam, method)
+    tracker.start(scene[0][0], labels)
+    result = tracker.step(scene[1][0])
+    assert np.isfinite(result.scores[1])
+    assert 0 <= result.scores[1] <= 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_tracker_same_input_gives_same_masks(sam: Sam, scene: Clip, method: str) -> None:
+    once, again = (follow(make_tracker(sam, method), scene[:4]) for _ in range(2))
+    for (a, _), (b, _) in zip(once, again, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(("method", "passes"), [("persam", 3), ("persam_f", 3), ("track", 1)])
+def test_tracker_step_encodes_once_and_decodes_all_objects_in_one_batch_per_pass(
+    sam: Sam, scene: Clip, method: str, passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Defect 6: frame 0 was encoded per object, decoding ran object by object, PerSAM-F ran the
+    # frozen decoder 800 times.
+    encoder, decoder = sam
+    sizes: list[int] = []
+    decode = SamDecoder.decode
+
+    def counting(self, embedding, prompts, *rest):  # type: ignore[no-untyped-def]
+        sizes.append(len(prompts.boxes_xyxy))
+        return decode(self, embedding, prompts, *rest)
+
+    monkeypatch.setattr(SamDecoder, "decode", counting)
+    tracker = make_tracker(sam, method)
+    before = encoder.calls
+    tracker.start(*scene[0])
+    assert encoder.calls - before == 1
+    assert sizes == ([2] if method == "persam_f" else [])
+    sizes.clear()
+    tracker.step(scene[1][0])
+    assert encoder.calls - before == 2
+    assert sizes == [2] * passes
+
+
+def test_choice_of_mask_large_areas_is_by_rating_not_by_wrapped_pixel_count() -> None:
+    # Defect 2: areas cast to uint8 made 256 pixels count as 0.
+    logits = torch.full((1, 4, 16, 16), -1.0)
+    logits[0, 1] = 1.0  # 256 pixels
+    logits[0, 2, :5] = 1.0  # 80 pixels
+    chosen, iou = best_of_multimask(Candidates(logits, torch.tensor([[0.1, 0.9, 0.5, 0.2]])))
+    assert int((chosen > 0).sum()) == 256
+    assert float(iou) == pytest.approx(0.9)
+
+
+def test_tracker_add_remove_correct_keep_ids_apart_from_positions(sam: Sam, scene: Clip) -> None:
+    tracker = make_tracker(sam, "track")
+    first, labels = scene[0]
+    ducks_only = np.where(labels == 2, 7, 0).astype(np.uint8)
+    tracker.start(first, ducks_only)
+    frame, truth = scene[1]
+    tracker.step(frame)
+    tracker.add(np.where(truth == 1, 3, 0).astype(np.uint8))
+    assert tracker.object_ids == (3, 7)
+    frame, truth = scene[2]
+    result = tracker.step(frame)
+    assert region_similarity(result.mask(7), truth == 2) > 0.7
+    assert region_similarity(result.mask(3), truth == 1) > 0.7
+    tracker.correct(np.where(truth == 1, 3, 0).astype(np.uint8))
+    tracker.remove(7)
+    frame, truth = scene[4]
+    result = tracker.step(frame)
+    assert result.object_ids == (3,)
+    assert region_similarity(result.mask(3), truth == 1) > 0.7
+    tracker.remove(3)
+    assert not tracker.step(scene[5][0]).labels.any()
+
+
+def test_tracker_reference_from_photo_is_found_in_the_first_frame(
+    sam: Sam, scene: Clip, davis_root: Path
+) -> None:
+    perseg = davis_root.parent / "perseg-mini"
+    photo = cv2.imread(str(perseg / "Images/cat/00.jpg"))[:, :, ::-1].copy()
+    mask = cv2.imread(str(perseg / "Annotations/cat/00.png"), cv2.IMREAD_UNCHANGED)
+    mask = mask.max(axis=2) if mask.ndim == 3 else mask
+    tracker = make_tracker(sam, "track")
+    tracker.start_from_photo(photo, (mask > 0).astype(np.uint8))
+    result = tracker.step(scene[0][0])
+    assert result.states[1] is not ObjectState.LOST
+    assert region_similarity(result.mask(1), scene[0][1] == 1) > 0.6
+
+
+def test_tracker_misuse_raises_with_the_numbers(sam: Sam, scene: Clip) -> None:
+    tracker = make_tracker(sam, "track")
+    frame, labels = scene[0]
+    with pytest.raises(PersamError, match=r"step\(\) before start\(\)"):
+        tracker.step(frame)
+    with pytest.raises(PersamError, match="needs a frame"):
+        tracker.add(labels)
+    with pytest.raises(PromptError, match="100x50 but the frame is 426x240"):
+        tracker.start(frame, np.eye(50, 100, dtype=np.uint8))
+    with pytest.raises(PromptError, match="mask is empty"):
+        tracker.start(frame, np.zeros(SIZE_HW, np.uint8))
+    with pytest.raises(PromptError, match="covers all"):
+        tracker.start(frame, np.ones(SIZE_HW, np.uint8))
+    tracker.start(frame, labels)
+    with pytest.raises(PromptError, match="followed already"):
+        tracker.add(labels)
+    with pytest.raises(PromptError, match="not followed"):
+        tracker.correct(np.where(labels == 1, 9, 0).astype(np.uint8))
+    with pytest.raises(PromptError, match="object 9 is not followed"):
+        tracker.remove(9)
+
+
+def test_soft_aggregate_objects_compete_and_one_alone_keeps_its_logits() -> None:
+    alone = torch.tensor([[[3.0, -2.0]]])
+    torch.testing.assert_close(soft_aggregate(alone), alone)
+    two = torch.tensor([[[4.0, 1.0, -3.0]], [[2.0, 1.5, -3.0]]])
+    competed = soft_aggregate(two)
+    assert ((competed > 0).sum(dim=0) <= 1).all()
+    np.testing.assert_array_equal(label_map(competed, [5, 9]), [[5, 0, 0]])
+
+
+def test_motion_constant_velocity_moves_the_mask() -> None:
+    frames = [torch.full((20, 30), -5.0) for _ in range(4)]
+    for t, logits in enumerate(frames):
+        logits[5:9, 3 + 4 * t : 7 + 4 * t] = 5.0
+    motion = Motion(frames[0])
+    for logits in frames[1:3]:
+        motion.observe(logits)
+    moved = motion.moved(frames[2])
+    assert torch.nonzero(moved > 0)[:, 1].float().mean() == pytest.approx(4.5 + 8 + 3, abs=1.01)
+    assert (motion.moved(torch.full((20, 30), -5.0)) == -5).all()
