@@ -28,7 +28,6 @@ from persam_video.personalize.location_prior import (
     normalised_prior,
     similarity_maps,
     spread_points,
-    valid_cells,
 )
 from persam_video.personalize.prompted import masks_from_prompts, stability_score
 from persam_video.personalize.scale_weights import fit_scale_weights, mix_masks
@@ -37,6 +36,7 @@ from persam_video.personalize.target import (
     Target,
     grid_coverage,
     make_target,
+    valid_cells,
 )
 from persam_video.sam.decoder import (
     NO_GUIDANCE,
@@ -99,6 +99,20 @@ def test_make_target_mean_and_mean_max_are_those_of_the_cells_under_the_mask() -
         torch.testing.assert_close(target.direction, vector / vector.norm())
         own = (unit @ target.direction).mean()
         assert target.self_similarity == pytest.approx(float(own), abs=1e-5)
+        cosines = torch.nn.functional.normalize(embedding.neck[0], dim=0).flatten(1).T
+        others = ((cosines @ target.direction).sum() - len(unit) * own) / (256 - len(unit))
+        assert target.background_similarity == pytest.approx(float(others), abs=1e-5)
+
+
+def test_make_target_background_similarity_leaves_the_padding_out() -> None:
+    embedding = one_hot((90, 160))  # 9 of 16 rows are picture
+    padded = dataclasses.replace(embedding, neck=embedding.neck.clone())
+    padded.neck[:, :, 9:] = embedding.neck[:, :, 2:3, 5:6]
+    mask = rectangle((90, 160), (20, 30), (50, 60))
+
+    assert make_target(padded, mask).self_similarity == pytest.approx(1)
+    assert make_target(padded, mask).background_similarity == 0
+    assert make_target(padded, np.ones((90, 160), bool)).background_similarity == 0
 
 
 THIN = {
@@ -127,7 +141,7 @@ def test_make_target_thin_or_small_object_is_made_of_its_own_cells(name: str) ->
     for vector in (target.embedding, target.direction):
         assert bool(vector.isfinite().all())
         assert bool(((vector.view(16, 16) > 0) == used).all())
-    assert 0 < target.self_similarity <= 1
+    assert 0 < target.self_similarity < 1 + 1e-5
 
 
 @fast
@@ -330,6 +344,30 @@ def test_fit_scale_weights_recovers_a_known_mixture() -> None:
 
     torch.testing.assert_close(weights, known, rtol=0, atol=0.05)
     assert torch.equal(mix_masks(logits[None], weights[None])[0] > 0, target > 0)
+
+
+def dice_and_focal(weights: Sequence[float], logits: Tensor, target: Tensor) -> float:
+    """PerSAM-F's loss of one mixture, pixel by pixel as the papers of its two terms write it."""
+    mixed = np.einsum("mhw,m->hw", logits.double().numpy(), weights)
+    wanted = target.numpy() > 0
+    p = 1 / (1 + np.exp(-mixed))
+    dice = 1 - (2 * p[wanted].sum() + 1) / (p.sum() + wanted.sum() + 1)
+    hits = -0.25 * (1 - p[wanted]) ** 2 * np.log(p[wanted])
+    misses = -0.75 * p[~wanted] ** 2 * np.log(1 - p[~wanted])
+    return float(dice + (hits.sum() + misses.sum()) / mixed.size)
+
+
+def test_fit_scale_weights_no_mixture_of_a_grid_has_less_loss() -> None:
+    generator = torch.Generator().manual_seed(3)
+    logits = 2 * torch.randn(3, 24, 24, generator=generator)
+    target = (logits.sum(dim=0) + 2 * torch.randn(24, 24, generator=generator) > 5).float()
+
+    weights = fit_scale_weights(logits, target)
+
+    grid = [(i / 100, j / 100, 1 - (i + j) / 100) for i in range(101) for j in range(101 - i)]
+    best = min(dice_and_focal(w, logits, target) for w in grid)
+    assert dice_and_focal(weights.tolist(), logits, target) <= best + 1e-6
+    assert float(weights.min()) > 0.1  # the best lies inside the triangle
 
 
 @fast
@@ -707,7 +745,7 @@ def test_cascade_each_guidance_alone_and_together_finds_the_toy(
     target = make_target(ducks.reference.embedding, ducks.reference.mask)
     prompts, maps = ducks.prompts(target)
     guidance = Guidance(
-        normalised_prior(maps).flatten(1) if attention else None,
+        3 * normalised_prior(maps).flatten(1) if attention else None,
         target.embedding[None] if semantic else None,
     )
 

@@ -494,7 +494,7 @@ def softmax(x: Array) -> Array:
 
 
 def attend(layer: nn.Module, q: Array, k: Array, v: Array, prior: Array | None = None) -> Array:
-    """One object, one head and one token at a time, in the words of the paper."""
+    """One object, one head and one token at a time; the prior is added before the softmax."""
     q, k, v = linear(layer.q_proj, q), linear(layer.k_proj, k), linear(layer.v_proj, v)
     width = q.shape[-1] // layer.num_heads
     out = np.zeros_like(q)
@@ -502,9 +502,8 @@ def attend(layer: nn.Module, q: Array, k: Array, v: Array, prior: Array | None =
         range(len(q)), range(layer.num_heads), range(q.shape[1])
     ):
         part = slice(head * width, (head + 1) * width)
-        weights = softmax(k[n][:, part] @ q[n, token, part] / np.sqrt(width))
-        if prior is not None:
-            weights = softmax(weights + prior[n])
+        scores = k[n][:, part] @ q[n, token, part] / np.sqrt(width)
+        weights = softmax(scores if prior is None else scores + prior[n])
         out[n, token, part] = weights @ v[n][:, part]
     return linear(layer.out_proj, out)
 
