@@ -81,7 +81,9 @@ class EncoderConfig(_Checked):
     """The frozen network and where it runs."""
 
     model: str = setting(
-        "vit_t", "backbone of the Segment Anything Model", choices=("vit_t", "vit_b", "vit_l", "vit_h")
+        "vit_t",
+        "backbone of the Segment Anything Model",
+        choices=("vit_t", "vit_b", "vit_l", "vit_h"),
     )
     checkpoint: str | None = setting(None, "local weights file instead of the cached download")
     device: str = setting("auto", "where the network runs", choices=("auto", "cpu", "cuda", "mps"))
@@ -149,7 +151,9 @@ class TrackConfig(_Checked):
     agreement_slope: float = setting(
         1.25, "track: SAM's share gained per unit of soft IoU above that", low=0.0, high=10.0
     )
-    uncertain_below: float = setting(0.5, "score under which a mask is uncertain", low=0.0, high=1.0)
+    uncertain_below: float = setting(
+        0.5, "score under which a mask is uncertain", low=0.0, high=1.0
+    )
     lost_below: float = setting(0.2, "score under which the object is lost", low=0.0, high=1.0)
     found_above: float = setting(
         0.45,
@@ -182,7 +186,9 @@ class Config:
         sections = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         for name, values in layer.items():
             if name not in sections:
-                raise ConfigError(f"{origin}: unknown section [{name}]; legal: {', '.join(sections)}")
+                raise ConfigError(
+                    f"{origin}: unknown section [{name}]; legal: {', '.join(sections)}"
+                )
             if not isinstance(values, Mapping):
                 raise ConfigError(f"{origin}: {name} must be a section [{name}], got {values!r}")
             legal = [f.name for f in dataclasses.fields(sections[name])]

@@ -28,16 +28,21 @@ class Cutout:
     mask: BoolArray
 
 
+def read_photo(perseg: Path, subject: str, number: str) -> tuple[UInt8Array, UInt8Array]:
+    """(H, W, 3) RGB photo of a PerSeg subject and its (H, W) label map with object 1."""
+    image = cv2.imread(str(perseg / "Images" / subject / f"{number}.jpg"))[:, :, ::-1].copy()
+    mask = cv2.imread(str(perseg / "Annotations" / subject / f"{number}.png"), cv2.IMREAD_UNCHANGED)
+    mask = mask.max(axis=2) if mask.ndim == 3 else mask
+    return image, (mask > 0).astype(np.uint8)
+
+
 def read_cutout(perseg: Path, subject: str, height: int) -> Cutout:
     """The object of a subject's reference photo, scaled to ``height`` pixels."""
-    image = cv2.cvtColor(cv2.imread(str(perseg / "Images" / subject / "00.jpg")), cv2.COLOR_BGR2RGB)
-    mask = cv2.imread(str(perseg / "Annotations" / subject / "00.png"), cv2.IMREAD_UNCHANGED)
-    mask = mask.max(axis=2) if mask.ndim == 3 else mask
-    x, y, w, h = cv2.boundingRect((mask > 0).astype(np.uint8))
+    image, labels = read_photo(perseg, subject, "00")
+    x, y, w, h = cv2.boundingRect(labels)
     size = (round(w * height / h), height)
     crop = cv2.resize(image[y : y + h, x : x + w], size, interpolation=cv2.INTER_AREA)
-    inside = cv2.resize((mask[y : y + h, x : x + w] > 0).astype(np.uint8), size)
-    return Cutout(crop, inside > 0)
+    return Cutout(crop, cv2.resize(labels[y : y + h, x : x + w], size) > 0)
 
 
 def compose(

@@ -75,3 +75,27 @@ def spread_points(maps: Tensor, count: int, separation: float) -> Tensor:
 def cell_centres_xy(grid_rc: Tensor, stride: float) -> Tensor:
     """(..., 2) row and column of cells -> (..., 2) float32 x, y of centres in input pixels."""
     return (grid_rc.flip(-1).float() + 0.5) * stride
+
+
+def likeness(targets: list[Target], logits: Tensor, embedding: Embedding) -> Tensor:
+    """How much the features under each mask resemble its target.
+
+    SAM always returns some mask; this is what tells the object from something else.
+
+    Args:
+        targets: N targets.
+        logits: (N, 4h, 4w) float32 masks of the frame, > 0 = object.
+        embedding: Of the frame.
+
+    Returns:
+        (N,) float32: mean similarity under the mask, on a scale where the object in the reference
+        picture is at 1 and the rest of that picture at 0; unbounded; 0 for an empty mask.
+    """
+    maps = similarity_maps(targets, embedding)
+    grid_hw = (maps.shape[1], maps.shape[2])
+    coverage = F.adaptive_avg_pool2d((logits > 0).float()[:, None], grid_hw)[:, 0]
+    area = coverage.sum(dim=(1, 2))
+    similarity = (maps * coverage).sum(dim=(1, 2)) / area.clamp_min(1e-6)
+    low = torch.tensor([t.background_similarity for t in targets], device=maps.device)
+    high = torch.tensor([t.self_similarity for t in targets], device=maps.device)
+    return torch.where(area > 0, (similarity - low) / (high - low).clamp_min(1e-3), 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 from persam_video.types import UInt8Array
 
@@ -11,23 +12,25 @@ from persam_video.types import UInt8Array
 def soft_aggregate(logits: Tensor) -> Tensor:
     """Let N objects and the background compete for every pixel.
 
-    Soft aggregation of Oh et al., "Fast Video Object Segmentation by Reference-Guided Mask
-    Propagation" (2018), section 3.3: the background's probability is the product of all
-    (1 - p_i), and odds are normalised over background and objects. One object alone keeps its
-    logits.
+    As in Oh et al., "Fast Video Object Segmentation by Reference-Guided Mask Propagation" (2018),
+    section 3.3, the background's probability is the product of all (1 - p_i), and the highest odds
+    win. The result is half of an object's lead in log-odds over its best rival, which for one
+    object alone is its own logit.
 
     Args:
-        logits: (N, h, w) float32.
+        logits: (N, h, w) float32, N >= 1.
 
     Returns:
         (N, h, w) float32 logits; > 0 in at most one object per pixel.
     """
-    if len(logits) <= 1:
+    if len(logits) == 1:
         return logits
-    background = torch.nn.functional.logsigmoid(-logits).sum(dim=0, keepdim=True)
-    log_odds = torch.cat([_log_odds(background), logits])
-    total = torch.logsumexp(log_odds, dim=0)
-    return _log_odds((logits - total).clamp(max=-1e-6))
+    log_background = F.logsigmoid(-logits).sum(dim=0, keepdim=True).clamp(max=-1e-6)
+    background = log_background - torch.log(-torch.expm1(log_background))
+    odds = torch.cat([logits, background])
+    best, second = odds.topk(2, dim=0).values
+    rival = torch.where(logits == best, second, best)
+    return (logits - rival) / 2
 
 
 def label_map(logits: Tensor, object_ids: list[int]) -> UInt8Array:
@@ -36,9 +39,3 @@ def label_map(logits: Tensor, object_ids: list[int]) -> UInt8Array:
     ids = torch.tensor(object_ids, dtype=torch.uint8, device=logits.device)
     labels: UInt8Array = torch.where(best > 0, ids[index], 0).to(torch.uint8).cpu().numpy()
     return labels
-
-
-def _log_odds(log_probability: Tensor) -> Tensor:
-    """log p -> log(p / (1 - p)), finite."""
-    log_probability = log_probability.clamp(-30, -1e-6)
-    return log_probability - torch.log(-torch.expm1(log_probability))

@@ -39,9 +39,11 @@ class Motion:
         rows = max(-height, min(height, round(frames * self.velocity_rc[0])))
         columns = max(-width, min(width, round(frames * self.velocity_rc[1])))
         moved = torch.full_like(logits, float(logits.min()))
-        moved[max(0, rows) : height + min(0, rows), max(0, columns) : width + min(0, columns)] = (
-            logits[max(0, -rows) : height - max(0, rows), max(0, -columns) : width - max(0, columns)]
-        )
+        kept = logits[
+            max(0, -rows) : height - max(0, rows), max(0, -columns) : width - max(0, columns)
+        ]
+        top, left = max(0, rows), max(0, columns)
+        moved[top : top + kept.shape[0], left : left + kept.shape[1]] = kept
         return moved
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from persam_video.config import TrackConfig
@@ -12,6 +13,7 @@ from persam_video.tracking.motion import Motion
 from persam_video.tracking.target_model import TargetModel
 from persam_video.types import ObjectState
 
+_LIKENESS_RATE = 0.2
 _MOST_FRAMES = 5  # a velocity says little about a place longer after
 _STRAY = 0.02  # an object that moves smoothly overlaps its own expected place by more
 
@@ -26,7 +28,10 @@ class TrackedObject:
         logits: (4h, 4w) float32, the last mask believed in; kept as it is while the object is lost.
         motion: How the mask's centre moves.
         scale_weights: (3,) float32 of PerSAM-F, or None for other methods.
-        model: The discriminative model of method "track", or None for other methods.
+        model: The discriminative model of method "track"; None for other methods, and until the
+            object of a photo is first found.
+        likeness: Running likeness of its masks to the target, see ``location_prior.likeness``; it
+            falls slowly as the object turns, and at once when the mask is on something else.
         state: Of the latest frame.
         score: Confidence of the latest frame, in [0, 1].
         frames_lost: Frames since the object was last seen, 0 while it is seen.
@@ -38,9 +43,14 @@ class TrackedObject:
     motion: Motion
     scale_weights: Tensor | None = None
     model: TargetModel | None = None
+    likeness: float = 1.0
     state: ObjectState = ObjectState.TRACKED
     score: float = 1.0
     frames_lost: int = 0
+
+    def learn_likeness(self, value: float) -> None:
+        """Let the running likeness follow the one of the mask just believed in."""
+        self.likeness += _LIKENESS_RATE * (max(value, 0.1) - self.likeness)
 
     def expected_logits(self) -> Tensor:
         """(4h, 4w) the last mask believed in, moved to where it should be in the coming frame."""
@@ -49,6 +59,7 @@ class TrackedObject:
     def never_seen(self) -> None:
         """The reference is from another picture: where the object is now is not known."""
         self.state, self.score, self.frames_lost = ObjectState.LOST, 0.0, 1
+        self.logits = torch.full_like(self.logits, float(self.logits.min()))
 
     def observe(self, logits: Tensor, score: float, config: TrackConfig) -> None:
         """Take over the answer for a new frame.

@@ -15,6 +15,7 @@ from persam_video.config import PersonalizeConfig, TrackConfig
 from persam_video.personalize.cascade import boxes_of_logits, cascade
 from persam_video.personalize.location_prior import (
     cell_centres_xy,
+    likeness,
     normalised_prior,
     similarity_maps,
     spread_points,
@@ -26,6 +27,7 @@ from persam_video.tracking.objects import TrackedObject
 from persam_video.types import Embedding
 
 _UNLIKE = 0.6
+"""Share of the running likeness that scores 0; other salient things of the picture reach it."""
 
 
 class PersamMethod:
@@ -51,8 +53,10 @@ class PersamMethod:
         self._track = track
         self._learn_scales = learn_scales
 
-    def learn(self, objects: list[TrackedObject], embedding: Embedding) -> None:
-        """Take each object's ``logits`` as its reference mask in this frame."""
+    def learn(
+        self, objects: list[TrackedObject], embedding: Embedding, *, in_clip: bool = True
+    ) -> None:
+        """Take each object's ``logits`` as its reference mask in this picture."""
         if not self._learn_scales:
             return
         prompts, guidance = self._prompts(objects, embedding)
@@ -74,10 +78,12 @@ class PersamMethod:
             scale_weights=weights,
             passes=self._personalize.passes,
         )
-        return logits, iou.clamp(0, 1) * self._likeness(objects, logits, embedding)
+        alike = relative_likeness(objects, logits, embedding)
+        return logits, iou.clamp(0, 1) * ((alike - _UNLIKE) / (1 - _UNLIKE)).clamp(0, 1)
 
     def remember(self, objects: list[TrackedObject], embedding: Embedding) -> None:
-        """PerSAM's target is the reference's and is never updated."""
+        """Follow the objects' likeness; PerSAM's target is the reference's and stays as it is."""
+        remember_likeness(objects, embedding)
 
     def _prompts(
         self, objects: list[TrackedObject], embedding: Embedding
@@ -87,10 +93,11 @@ class PersamMethod:
         grid_hw = (maps.shape[1], maps.shape[2])
         stride = embedding.input_size / grid_hw[1]
         previous = torch.stack([o.expected_logits() for o in objects])
+        lost = torch.tensor([o.frames_lost > 0 for o in objects], device=maps.device)
+        maps = _without_taken_cells(maps, previous, lost)
         margin = self._track.box_margin * embedding.input_hw[0] / embedding.source_hw[0]
         boxes = _grow(boxes_of_logits(previous, embedding), margin, embedding)
-        lost = torch.tensor([o.frames_lost > 0 for o in objects], device=maps.device)
-        likely = torch.stack([_likeliest_patch(m, o.target) for m, o in zip(maps, objects)])
+        likely = torch.stack([_likeliest_patch(m, t) for m, t in zip(maps, targets, strict=True)])
         boxes = torch.where(lost[:, None], boxes_of_logits(likely, embedding), boxes)
 
         valid = valid_cells(embedding, grid_hw)
@@ -98,7 +105,10 @@ class PersamMethod:
         refined = torch.where(inside, maps, -torch.inf)
         config = self._personalize
         positive = spread_points(refined, config.positive_points, config.point_separation)
-        points = [cell_centres_xy(positive, stride), _innermost_points(previous, maps, lost, embedding)]
+        points = [
+            cell_centres_xy(positive, stride),
+            _innermost_points(previous, maps, lost, embedding),
+        ]
         labels = [torch.ones(points[0].shape[:2]), torch.ones(len(objects), 1)]
         if config.negative_points:
             # The least likely cells near the object: far-away ones tell SAM nothing.
@@ -121,26 +131,31 @@ class PersamMethod:
             torch.stack([t.embedding for t in targets]) if config.semantic else None,
         )
 
-    def _likeness(
-        self, objects: list[TrackedObject], logits: Tensor, embedding: Embedding
-    ) -> Tensor:
-        """How much the features under each mask resemble the target: (N,) in [0, 1].
 
-        SAM always returns some mask; this is what tells a found object from a wrong one. The
-        object is at 1 on the reference picture, the rest of that picture at 0, and similarities
-        below ``_UNLIKE`` on this scale, where other salient things lie, count as 0.
-        """
-        maps = similarity_maps([o.target for o in objects], embedding)
-        coverage = F.adaptive_avg_pool2d((logits > 0).float()[:, None], maps.shape[1:])[:, 0]
-        weight = coverage.sum(dim=(1, 2)).clamp_min(1e-6)
-        similarity = (maps * coverage).sum(dim=(1, 2)) / weight
-        scale = torch.tensor(
-            [(o.target.background_similarity, o.target.self_similarity) for o in objects],
-            device=maps.device,
-        )
-        span = (scale[:, 1] - scale[:, 0]).clamp_min(1e-3)
-        likeness = (similarity - scale[:, 0]) / span
-        return ((likeness - _UNLIKE) / (1 - _UNLIKE)).clamp(0, 1)
+def relative_likeness(objects: list[TrackedObject], logits: Tensor, embedding: Embedding) -> Tensor:
+    """Likeness of N masks (N, 4h, 4w) to their targets, as a share of its running value: (N,)."""
+    running = torch.tensor([o.likeness for o in objects], device=logits.device)
+    return likeness([o.target for o in objects], logits, embedding) / running
+
+
+def remember_likeness(objects: list[TrackedObject], embedding: Embedding) -> None:
+    """Update the running likeness of the objects seen in this frame."""
+    seen = [o for o in objects if o.frames_lost == 0]
+    if seen:
+        logits = torch.stack([o.logits for o in seen])
+        values = likeness([o.target for o in seen], logits, embedding)
+        for obj, value in zip(seen, values.tolist(), strict=True):
+            obj.learn_likeness(value)
+
+
+def _without_taken_cells(maps: Tensor, previous: Tensor, lost: Tensor) -> Tensor:
+    """(N, h, w) similarity maps in which no lost object may be where another one is."""
+    if not lost.any() or lost.all():
+        return maps
+    seen = (previous[~lost] > 0).float().amax(dim=0)
+    taken = F.adaptive_max_pool2d(seen[None], (maps.shape[1], maps.shape[2]))[0] > 0
+    lowest = maps.amin(dim=(1, 2), keepdim=True)
+    return torch.where(taken & lost[:, None, None], lowest, maps)
 
 
 def _likeliest_patch(similarity: Tensor, target: Target) -> Tensor:
@@ -183,9 +198,7 @@ def _cells_inside(boxes_xyxy: Tensor, grid_hw: tuple[int, int], stride: float) -
     return rows[:, :, None] & columns[:, None, :]
 
 
-def _innermost_points(
-    previous: Tensor, maps: Tensor, lost: Tensor, embedding: Embedding
-) -> Tensor:
+def _innermost_points(previous: Tensor, maps: Tensor, lost: Tensor, embedding: Embedding) -> Tensor:
     """One point per object well inside its previous mask: (N, 1, 2) x, y in input pixels.
 
     A mean of the mask may lie off a ring or a bow; the highest logit lies on the object. A lost

@@ -12,13 +12,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
-from persam_video.config import TrackConfig
+from persam_video.config import PersonalizeConfig, TrackConfig
 from persam_video.personalize.cascade import boxes_of_logits
 from persam_video.sam.decoder import PromptBatch, SamDecoder
 from persam_video.tracking.features import GRID_STRIDE, FeatureSpace, grid_size
 from persam_video.tracking.objects import TrackedObject
-from persam_video.tracking.target_model import TargetModel
+from persam_video.tracking.persam import PersamMethod, relative_likeness, remember_likeness
+from persam_video.tracking.target_model import FrameFeatures, TargetModel
 from persam_video.types import Embedding, ObjectState
+
+_ALIKE = 0.5
+"""Share of the running likeness from which on the features do not speak against the object."""
 
 
 class PropagationMethod:
@@ -26,35 +30,60 @@ class PropagationMethod:
 
     Args:
         decoder: SAM's decoder.
+        personalize: Settings of PerSAM, which finds the objects of a photo.
         track: Settings marked "track".
     """
 
-    def __init__(self, decoder: SamDecoder, track: TrackConfig) -> None:
+    def __init__(
+        self, decoder: SamDecoder, personalize: PersonalizeConfig, track: TrackConfig
+    ) -> None:
         self._decoder = decoder
         self._config = track
+        self._persam = PersamMethod(decoder, personalize, track, learn_scales=False)
         self._space: FeatureSpace | None = None
-        self._features: Tensor = torch.zeros(0)
+        self._frame: FrameFeatures | None = None
 
-    def learn(self, objects: list[TrackedObject], embedding: Embedding) -> None:
-        """Take each object's ``logits`` as its reference mask in this frame."""
+    def learn(
+        self, objects: list[TrackedObject], embedding: Embedding, *, in_clip: bool = True
+    ) -> None:
+        """Take each object's ``logits`` as its reference mask in this picture.
+
+        A photo from elsewhere says nothing about this clip's background: its objects get their
+        target model when they are first found.
+        """
+        if not in_clip:
+            return
         if self._space is None:
             self._space = FeatureSpace.fit(embedding)
-        features = self._space.features(embedding)
+        frame = FrameFeatures.of(self._space.features(embedding))
         for obj in objects:
             mask = self._on_grid(obj.logits.sigmoid(), embedding)
             obj.model = TargetModel(self._config)
-            obj.model.fit(features.flatten(1), mask.flatten(), self._region(mask).flatten())
+            obj.model.fit(frame, mask, self._region(mask))
 
     def segment(self, objects: list[TrackedObject], embedding: Embedding) -> tuple[Tensor, Tensor]:
         """Masks of N objects in a new frame: (N, 4h, 4w) logits and (N,) scores in [0, 1]."""
+        side = embedding.input_size // 4
+        logits = torch.zeros((len(objects), side, side), device=embedding.neck.device)
+        scores = torch.zeros(len(objects), device=embedding.neck.device)
+        for method, known in ((self._propagate, True), (self._persam.segment, False)):
+            places = [i for i, o in enumerate(objects) if (o.model is not None) is known]
+            if places:
+                logits[places], scores[places] = method([objects[i] for i in places], embedding)
+        return logits, scores
+
+    def _propagate(
+        self, objects: list[TrackedObject], embedding: Embedding
+    ) -> tuple[Tensor, Tensor]:
+        """``segment`` for objects that have a target model."""
         assert self._space is not None
-        self._features = self._space.features(embedding)
+        self._frame = FrameFeatures.of(self._space.features(embedding))
         weights = torch.stack([m.weights for o in objects if (m := o.model) is not None])
-        scores = torch.einsum("nc,chw->nhw", weights, self._features)
+        prior = self._config.gain * torch.einsum("nc,chw->nhw", weights, self._frame.cells)
         limit = self._config.logit_limit
-        prior = (self._config.gain * scores).clamp(-limit, limit)
         near = torch.stack([self._search_region(o, embedding) for o in objects])
-        prior = self._on_square(torch.where(near, prior, -limit), embedding)
+        prior = torch.where(near, prior.clamp(-limit, limit), -limit)
+        prior = self._on_square(prior, embedding)
 
         boxes = boxes_of_logits(prior, embedding)
         candidates = self._decoder.decode(
@@ -64,15 +93,21 @@ class PropagationMethod:
         share = self._sam_share(prior, refined)[:, None, None]
         limit = self._config.sam_logit_limit
         logits = torch.lerp(prior, refined.clamp(-limit, limit), share)
-        return logits, _confidence(logits)
+        alike = relative_likeness(objects, logits, embedding)
+        return logits, _certainty(logits) * (alike / _ALIKE).clamp(0, 1)
 
     def remember(self, objects: list[TrackedObject], embedding: Embedding) -> None:
         """Let the objects that were found with confidence learn from this frame."""
+        remember_likeness(objects, embedding)
         for obj in objects:
-            if obj.state is ObjectState.TRACKED and obj.model is not None:
-                mask = self._on_grid(obj.logits.sigmoid(), embedding)
-                region = self._region(mask)
-                obj.model.update(self._features.flatten(1), mask.flatten(), region.flatten())
+            if obj.state is not ObjectState.TRACKED:
+                continue
+            if obj.model is None:
+                self.learn([obj], embedding)
+                continue
+            mask = self._on_grid(obj.logits.sigmoid(), embedding)
+            assert self._frame is not None
+            obj.model.update(self._frame, mask, self._region(mask))
 
     def _sam_share(self, prior: Tensor, refined: Tensor) -> Tensor:
         """How much of SAM's mask goes into the blend: (N,), 0 where the two disagree."""
@@ -119,7 +154,7 @@ class PropagationMethod:
         return F.interpolate(padded[:, None], (side, side), mode="bilinear")[:, 0]
 
 
-def _confidence(logits: Tensor) -> Tensor:
+def _certainty(logits: Tensor) -> Tensor:
     """Mean certainty of N masks over their own pixels: (N, h, w) -> (N,) in [0, 1], 0 if empty."""
     inside = logits > 0
     certainty = (2 * logits.sigmoid() - 1) * inside

@@ -8,10 +8,33 @@ the running ones: they are the only ones known to be right.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from persam_video.config import TrackConfig
+
+
+@dataclass(frozen=True, slots=True)
+class FrameFeatures:
+    """The features of one frame and their sums, shared by all of its objects.
+
+    Attributes:
+        cells: (C, h, w) float32.
+        gram: (C, C) float32, sum of f f^T over all cells.
+        total: (C,) float32, sum of f over all cells.
+    """
+
+    cells: Tensor
+    gram: Tensor
+    total: Tensor
+
+    @classmethod
+    def of(cls, cells: Tensor) -> FrameFeatures:
+        """Sum up (C, h, w) features."""
+        flat = cells.flatten(1)
+        return cls(cells, flat @ flat.T, flat.sum(dim=1))
 
 
 class TargetModel:
@@ -28,21 +51,21 @@ class TargetModel:
         self.weights: Tensor = torch.zeros(0)
         """(C,) float32; features.T @ weights is about +1 on the object, -1 off it."""
 
-    def fit(self, features: Tensor, mask: Tensor, region: Tensor) -> None:
+    def fit(self, frame: FrameFeatures, mask: Tensor, region: Tensor) -> None:
         """Learn the reference; what was learnt before is forgotten.
 
         Args:
-            features: (C, P) float32, one column per cell.
-            mask: (P,) float32 in [0, 1], share of the cell that is object.
-            region: (P,) bool, cells near the object.
+            frame: Features of the frame.
+            mask: (h, w) float32 in [0, 1], share of the cell that is object.
+            region: (h, w) bool, cells near the object; outside them there is none of it.
         """
-        self._reference = self._normal_equations(features, mask, region)
+        self._reference = self._normal_equations(frame, mask, region)
         self._running = None
         self._solve()
 
-    def update(self, features: Tensor, mask: Tensor, region: Tensor) -> None:
+    def update(self, frame: FrameFeatures, mask: Tensor, region: Tensor) -> None:
         """Learn from another frame; arguments as for ``fit``."""
-        matrix, vector = self._normal_equations(features, mask, region)
+        matrix, vector = self._normal_equations(frame, mask, region)
         if self._running is not None:
             keep = self._config.decay
             matrix = torch.lerp(matrix, self._running[0], keep)
@@ -62,7 +85,7 @@ class TargetModel:
         self.weights = torch.cholesky_solve(vector[:, None], torch.linalg.cholesky(matrix))[:, 0]
 
     def _normal_equations(
-        self, features: Tensor, mask: Tensor, region: Tensor
+        self, frame: FrameFeatures, mask: Tensor, region: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Weighted X^T X (C, C) and X^T y (C,).
 
@@ -70,12 +93,19 @@ class TargetModel:
         background's is spread over the whole frame, half over the region around the object, where
         the confusion happens. It weighs more than the object: with equal weights the border cells,
         half object and half background, all fall to the object, and the mask creeps outwards.
+
+        Far from the object all cells weigh the same, so the sums over the frame serve every object
+        and only the region is summed anew.
         """
-        background = 1 - mask
-        nearby = background * region.to(mask.dtype)
-        positive = mask / mask.sum().clamp_min(1e-3)
-        negative = background / background.sum().clamp_min(1e-3)
-        negative = negative + nearby / nearby.sum().clamp_min(1e-3)
-        negative = negative * (self._config.background_weight / 2)
-        matrix = (features * (positive + negative)) @ features.T
-        return matrix, features @ (positive - negative)
+        near = frame.cells[:, region]
+        share = mask[region]
+        background = 1 - share
+        far_weight = region.numel() - share.sum()
+        half = self._config.background_weight / 2
+        everywhere = half / far_weight
+        positive = share / share.sum().clamp_min(1e-3)
+        negative = background * (everywhere + half / background.sum().clamp_min(1e-3))
+        weight = positive + negative - everywhere
+        matrix = everywhere * frame.gram + (near * weight) @ near.T
+        vector = near @ (positive - negative + everywhere) - everywhere * frame.total
+        return matrix, vector

@@ -6,6 +6,7 @@ masks. Everything remembered per object has a fixed size, so memory does not gro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -34,15 +35,17 @@ from persam_video.types import (
     object_ids,
 )
 
-_REFERENCE_LOGIT = 8.0
-"""Logit of a pixel that the reference says is object."""
+_REFERENCE_EPS = 1 / (1 + math.exp(8))
+"""Chance that the reference is wrong about a cell: its logits are within +-8."""
 
 
 class Method(Protocol):
     """Finds masks; see ``PersamMethod`` and ``PropagationMethod`` for the arguments."""
 
-    def learn(self, objects: list[TrackedObject], embedding: Embedding) -> None:
-        """Take each object's ``logits`` as its reference in this frame."""
+    def learn(
+        self, objects: list[TrackedObject], embedding: Embedding, *, in_clip: bool = True
+    ) -> None:
+        """Take each object's ``logits`` as its reference in a frame, or in another picture."""
 
     def segment(self, objects: list[TrackedObject], embedding: Embedding) -> tuple[Tensor, Tensor]:
         """(N, 4h, 4w) logits and (N,) scores of the objects in a new frame."""
@@ -54,8 +57,8 @@ class Method(Protocol):
 class Tracker:
     """Follows objects through a clip, one frame at a time.
 
-    ``start`` once, then ``step`` for every further frame; ``add``, ``remove`` and ``correct`` at any
-    time act on the latest frame. Same input, same masks: nothing is random.
+    ``start`` once, then ``step`` for every further frame; ``add``, ``remove`` and ``correct`` act
+    on the latest frame at any time. Same input, same masks: nothing is random.
 
     Args:
         encoder: Anything with ``encode(image_rgb) -> Embedding``.
@@ -136,7 +139,7 @@ class Tracker:
         """
         self.reset()
         embedding = self.encoder.encode(image_rgb)
-        self._learn(labels, embedding)
+        self._learn(labels, embedding, in_clip=False)
         for obj in self._objects.values():
             obj.never_seen()
 
@@ -158,8 +161,9 @@ class Tracker:
         objects = self._in_order()
         if not objects:
             return self._result(frame, label_map(torch.zeros(1, *frame.size_hw), [0]))
-        logits, scores = self._method.segment(objects, embedding)
-        logits = soft_aggregate(logits)
+        claimed, scores = self._method.segment(objects, embedding)
+        logits = soft_aggregate(claimed)
+        scores = scores * _kept_share(claimed, logits)
         for obj, mask, score in zip(objects, logits, scores.tolist(), strict=True):
             obj.observe(mask, score, self._track)
         self._method.remember(objects, embedding)
@@ -234,7 +238,7 @@ class Tracker:
 
     def _make_method(self) -> Method:
         if self._track.method == "track":
-            return PropagationMethod(self._decoder, self._track)
+            return PropagationMethod(self._decoder, self._personalize, self._track)
         learn_scales = self._track.method == "persam_f"
         return PersamMethod(
             self._decoder, self._personalize, self._track, learn_scales=learn_scales
@@ -249,7 +253,7 @@ class Tracker:
             raise PersamError(f"{action}() needs a frame: call start() or step() first")
         return self._latest[1]
 
-    def _learn(self, labels: UInt8Array, embedding: Embedding) -> None:
+    def _learn(self, labels: UInt8Array, embedding: Embedding, *, in_clip: bool = True) -> None:
         """Make or renew the memory of every object in ``labels``."""
         check_label_map(labels)
         if labels.shape != embedding.source_hw:
@@ -263,10 +267,10 @@ class Tracker:
             mask = labels == object_id
             coverage = grid_coverage(mask, embedding, (side, side))
             # +-8 where a cell is wholly in or out, 0 at half: the mask as the decoder gives it.
-            logits = torch.logit(coverage, eps=torch.tensor(_REFERENCE_LOGIT).neg().sigmoid().item())
+            logits = torch.logit(coverage, eps=_REFERENCE_EPS)
             target = make_target(embedding, mask, self._personalize.target)
             learnt.append(TrackedObject(object_id, target, logits, Motion(logits)))
-        self._method.learn(learnt, embedding)
+        self._method.learn(learnt, embedding, in_clip=in_clip)
         self._objects.update((obj.object_id, obj) for obj in learnt)
 
     def _reference_labels(self, labels: UInt8Array) -> UInt8Array:
@@ -283,3 +287,12 @@ class Tracker:
             scores={i: self._objects[i].score for i in self.object_ids},
             states={i: self._objects[i].state for i in self.object_ids},
         )
+
+
+def _kept_share(claimed: Tensor, won: Tensor) -> Tensor:
+    """Share of each mask left after the competition: two (N, h, w) logits -> (N,) in [0, 1].
+
+    A mask mostly lost to another object's was on that object.
+    """
+    before, after = (claimed > 0).sum(dim=(1, 2)), (won > 0).sum(dim=(1, 2))
+    return after / before.clamp_min(1)
