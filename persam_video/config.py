@@ -139,6 +139,12 @@ class TrackConfig(_Checked):
     background_weight: float = setting(
         4.0, "track: weight of the background against the object", low=0.1, high=100.0
     )
+    area_prior: float = setting(
+        0.018,
+        "track: share of the frame added to an object's area when it is weighed",
+        low=1e-6,
+        high=1.0,
+    )
     region_padding: int = setting(
         9, "track: cells of 8 input pixels searched around the previous mask", low=1, high=256
     )

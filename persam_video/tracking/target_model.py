@@ -41,7 +41,7 @@ class TargetModel:
     """Ridge regression for one object.
 
     Args:
-        config: ``reference_share``, ``decay``, ``ridge`` and ``background_weight`` are used.
+        config: The settings ``reference_share`` to ``area_prior`` are used.
     """
 
     def __init__(self, config: TrackConfig) -> None:
@@ -103,7 +103,8 @@ class TargetModel:
         far_weight = region.numel() - share.sum()
         half = self._config.background_weight / 2
         everywhere = half / far_weight
-        positive = share / share.sum().clamp_min(1e-3)
+        # A mask of few cells is trusted less: it weighs as if some of the frame were added to it.
+        positive = share / (share.sum() + self._config.area_prior * region.numel())
         negative = background * (everywhere + half / background.sum().clamp_min(1e-3))
         weight = positive + negative - everywhere
         matrix = everywhere * frame.gram + (near * weight) @ near.T
