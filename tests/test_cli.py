@@ -141,10 +141,10 @@ def test_resolve_config_flag_wins_over_file_and_file_over_default(tmp_path: Path
 
 def test_resolve_config_switch_can_be_turned_off_and_on(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
-    file.write_text("[personalize]\nattention = false\nsemantic = false\n")
-    config = config_of("--config", str(file), "--attention").personalize
-    assert (config.attention, config.semantic) == (True, False)
-    assert config_of("--no-attention").personalize.attention is False
+    file.write_text("[personalize]\nattention = 0\nsemantic = false\n")
+    config = config_of("--config", str(file), "--semantic").personalize
+    assert (config.attention, config.semantic) == (0.0, True)
+    assert config_of("--no-semantic").personalize.semantic is False
 
 
 def test_shipped_configs_hold_the_defaults() -> None:

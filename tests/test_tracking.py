@@ -1,6 +1,6 @@
 """The tracker on real features: identity, absence and return, and the first version's defects.
 
-"Defect n" is the n-th of the list in README.md, "What the first implementation got wrong".
+"Defect n" is the n-th of the list "What the first implementation got wrong" in docs/method.md.
 """
 
 from __future__ import annotations
