@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import platform
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,18 +25,36 @@ import torch
 
 import persam_video as pv
 from persam_video.batch import first_labels
-from persam_video.evaluation.davis import evaluate, read_split
+from persam_video.evaluation.davis import DavisClip, evaluate, read_split
 from persam_video.sam.models import load_sam
-from persam_video.sinks import PalettePngSink
 
 METHODS = ("persam", "persam_f", "track")
 
 
-def run_clip(clip, trackers, output: Path, merge_objects: bool) -> dict[str, list[float]]:
+def make_trackers(methods: str, threads: int) -> dict[str, pv.Tracker]:
+    """One tracker per method, all on the same network, in this process."""
+    torch.set_num_threads(threads)
+    config = pv.Config()
+    encoder, decoder = load_sam(config.encoder)
+    return {
+        method: pv.Tracker(
+            encoder,
+            decoder,
+            config.personalize,
+            config.merged({"track": {"method": method}}, "--methods").track,
+        )
+        for method in methods.split(",")
+    }
+
+
+def run_clip(
+    clip: DavisClip, methods: str, threads: int, output: Path, merge_objects: bool
+) -> dict[str, list[float]]:
     """Track one clip with every method; seconds per frame of the encoder and of each method."""
+    trackers = make_trackers(methods, threads)
     seconds: dict[str, list[float]] = {name: [] for name in ("encoder", *trackers)}
     labels = first_labels(clip, merge_objects=merge_objects)
-    sinks = {m: PalettePngSink(output / m / clip.name, overwrite=True) for m in trackers}
+    sinks = {m: pv.PalettePngSink(output / m / clip.name, overwrite=True) for m in trackers}
     with pv.open_source(clip.frame_folder) as source:
         for frame in source:
             begin = time.perf_counter()
@@ -49,6 +70,7 @@ def run_clip(clip, trackers, output: Path, merge_objects: bool) -> dict[str, lis
                 sinks[method].write(frame, result)
     for sink in sinks.values():
         sink.close()
+    print(clip.name, file=sys.stderr, flush=True)
     return seconds
 
 
@@ -59,41 +81,42 @@ def main() -> None:
     parser.add_argument("--split", default="2016/dev", help="ImageSets file, default %(default)s")
     parser.add_argument("--merge-objects", action="store_true", help="one object, as DAVIS-2016")
     parser.add_argument("--methods", default=",".join(METHODS), help="default %(default)s")
+    parser.add_argument("--workers", type=int, default=1, help="clips at once, default %(default)s")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the masks")
     arguments = parser.parse_args()
 
-    config = pv.Config()
-    encoder, decoder = load_sam(config.encoder)
-    trackers = {
-        method: pv.Tracker(
-            encoder,
-            decoder,
-            config.personalize,
-            config.merged({"track": {"method": method}}, "--methods").track,
-        )
-        for method in arguments.methods.split(",")
-    }
+    methods, workers = arguments.methods.split(","), arguments.workers
+    threads = max(1, (os.cpu_count() or 1) // workers)
     seconds: dict[str, list[float]] = {}
-    for clip in read_split(arguments.root, arguments.split):
-        for part, values in run_clip(
-            clip, trackers, arguments.output, arguments.merge_objects
-        ).items():
-            seconds.setdefault(part, []).extend(values)
-        print(clip.name, file=sys.stderr, flush=True)
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        runs = [
+            pool.submit(
+                run_clip,
+                clip,
+                arguments.methods,
+                threads,
+                arguments.output,
+                arguments.merge_objects,
+            )
+            for clip in read_split(arguments.root, arguments.split)
+        ]
+        for run in runs:
+            for part, values in run.result().items():
+                seconds.setdefault(part, []).extend(values)
 
     median_ms = {part: 1000 * float(np.median(values)) for part, values in seconds.items()}
     report = {
         "commit": subprocess.run(
             ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
         ).stdout.strip(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": f"{platform.machine()}, {workers} workers of {threads} threads",
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "split": arguments.split,
         "median_ms": median_ms,
         "methods": {},
     }
     print(f"{'method':10} {'J&F':>6} {'J':>6} {'F':>6} {'ms':>6}  per clip J&F")
-    for method in trackers:
+    for method in methods:
         score = evaluate(
             arguments.output / method,
             arguments.root,
