@@ -6,6 +6,10 @@
 
 VENV=.venv
 
+# Threads of torch that wait for each other sleep instead of spinning: on a machine that does
+# something else as well, spinning costs more than the work.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
+
 find_python() {
     local candidate
     for candidate in ${PYTHON:+"$PYTHON"} python3 python3.14 python3.13 python3.12 python3.11 python; do
