@@ -89,6 +89,10 @@ def test_names_of_modules_say_what_is_in_them() -> None:
     assert not [str(m) for m in MODULES if BINS & {*m.parent.parts, m.stem}]
 
 
+def test_folders_of_modules_are_packages_that_a_wheel_takes_along() -> None:
+    assert {m.parent for m in MODULES} == {m.parent for m in MODULES if m.name == "__init__.py"}
+
+
 def test_imports_of_package_form_no_cycle() -> None:
     edges = {
         module: {
