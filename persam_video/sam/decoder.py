@@ -163,7 +163,7 @@ def guided_attention(
 
     PerSAM, section 3.2, with the modulation before the softmax: softmax(q k^T / sqrt(d) + alpha S).
     The released code computes softmax(softmax(q k^T / sqrt(d)) + S) instead; over some thousand
-    cells that is nearly uniform and loses what SAM attends to (README.md, "What was measured").
+    cells that is nearly uniform and loses what SAM attends to (docs/method.md).
     Without a prior it is plain attention.
 
     Args:

@@ -68,7 +68,7 @@ class FeatureSpace:
 def _maps(embedding: Embedding) -> tuple[Tensor, ...]:
     """The maps that tell objects apart: strides 8 and 16, and the neck.
 
-    The stride-4 map is edges and colours; it is left out (README.md, "ablation").
+    The stride-4 map is left out: mostly edges and colours, on a grid finer than the one scored.
     """
     coarse = tuple(
         stage for stage in embedding.stages if embedding.input_size // stage.shape[3] >= GRID_STRIDE
