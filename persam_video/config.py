@@ -136,15 +136,6 @@ class TrackConfig(_Checked):
         0.92, "track: what is left of the running memory after a frame", low=0.0, high=0.999
     )
     ridge: float = setting(1e-3, "track: regulariser of the target model", low=1e-8, high=10.0)
-    background_weight: float = setting(
-        4.0, "track: weight of the background against the object", low=0.1, high=100.0
-    )
-    area_prior: float = setting(
-        0.018,
-        "track: share of the frame added to an object's area when it is weighed",
-        low=1e-6,
-        high=1.0,
-    )
     region_padding: int = setting(
         9, "track: cells of 8 input pixels searched around the previous mask", low=1, high=256
     )

@@ -41,7 +41,7 @@ class TargetModel:
     """Ridge regression for one object.
 
     Args:
-        config: The settings ``reference_share`` to ``area_prior`` are used.
+        config: ``reference_share``, ``decay`` and ``ridge`` are used.
     """
 
     def __init__(self, config: TrackConfig) -> None:
@@ -89,24 +89,24 @@ class TargetModel:
     ) -> tuple[Tensor, Tensor]:
         """Weighted X^T X (C, C) and X^T y (C,).
 
-        Object and background each have a fixed total weight, whatever their sizes. Half of the
-        background's is spread over the whole frame, half over the region around the object, where
-        the confusion happens. It weighs more than the object: with equal weights the border cells,
-        half object and half background, all fall to the object, and the mask creeps outwards.
+        A cell's target is y = 2 share - 1: 0 where the object fills half of it. Its class, and with
+        it its weight, is the majority's. A half-filled cell counted as a bit of both classes would
+        be pulled to the object, whose few cells weigh the most, and the mask would creep outwards
+        from frame to frame.
 
-        Far from the object all cells weigh the same, so the sums over the frame serve every object
-        and only the region is summed anew.
+        Object and background weigh the same, whatever their sizes. Half of the background's weight
+        is spread over the whole frame, half over the region around the object, where the confusion
+        happens. Far from the object all cells weigh the same, so the sums over the frame serve
+        every object and only the region is summed anew.
         """
         near = frame.cells[:, region]
         share = mask[region]
-        background = 1 - share
-        far_weight = region.numel() - share.sum()
-        half = self._config.background_weight / 2
-        everywhere = half / far_weight
-        # A mask of few cells is trusted less: it weighs as if some of the frame were added to it.
-        positive = share / (share.sum() + self._config.area_prior * region.numel())
-        negative = background * (everywhere + half / background.sum().clamp_min(1e-3))
-        weight = positive + negative - everywhere
-        matrix = everywhere * frame.gram + (near * weight) @ near.T
-        vector = near @ (positive - negative + everywhere) - everywhere * frame.total
+        # A thin object fills no cell; its fullest cells are what there is of it.
+        share = share / share.max().clamp_min(1e-3)
+        inside = share > 0.5
+        everywhere = 0.5 / (region.numel() - inside.sum())
+        around = 0.5 / (~inside).sum().clamp_min(1)
+        weight = torch.where(inside, 1 / inside.sum(), everywhere + around)
+        matrix = everywhere * frame.gram + (near * (weight - everywhere)) @ near.T
+        vector = near @ (weight * (2 * share - 1) + everywhere) - everywhere * frame.total
         return matrix, vector
