@@ -135,7 +135,10 @@ class TrackConfig(_Checked):
     decay: float = setting(
         0.92, "track: what is left of the running memory after a frame", low=0.0, high=0.999
     )
-    ridge: float = setting(1e-3, "track: regulariser of the target model", low=1e-8, high=10.0)
+    ridge: float = setting(3e-3, "track: regulariser of the target model", low=1e-8, high=10.0)
+    memory_share: float = setting(
+        0.5, "track: weight of the appearance memory against the target model", low=0.0, high=1.0
+    )
     region_padding: int = setting(
         9, "track: cells of 8 input pixels searched around the previous mask", low=1, high=256
     )
@@ -146,7 +149,7 @@ class TrackConfig(_Checked):
         0.5, "track: soft IoU of SAM and target model at which SAM gets no say", low=0.0, high=1.0
     )
     agreement_slope: float = setting(
-        1.25, "track: SAM's share gained per unit of soft IoU above that", low=0.0, high=10.0
+        2.0, "track: SAM's share gained per unit of soft IoU above that", low=0.0, high=10.0
     )
     uncertain_below: float = setting(
         0.5, "score under which a mask is uncertain", low=0.0, high=1.0

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from persam_video.config import TrackConfig
 from persam_video.personalize.target import Target
+from persam_video.tracking.appearance_memory import AppearanceMemory
 from persam_video.tracking.motion import Motion
 from persam_video.tracking.target_model import TargetModel
 from persam_video.types import ObjectState
@@ -30,6 +31,7 @@ class TrackedObject:
         scale_weights: (3,) float32 of PerSAM-F, or None for other methods.
         model: The discriminative model of method "track"; None for other methods, and until the
             object of a photo is first found.
+        memory: The appearance memory of method "track".
         likeness: Running likeness of its masks to the target, see ``location_prior.likeness``; it
             falls slowly as the object turns, and at once when the mask is on something else.
         state: Of the latest frame.
@@ -43,6 +45,7 @@ class TrackedObject:
     motion: Motion
     scale_weights: Tensor | None = None
     model: TargetModel | None = None
+    memory: AppearanceMemory = field(default_factory=AppearanceMemory)
     likeness: float = 1.0
     state: ObjectState = ObjectState.TRACKED
     score: float = 1.0

@@ -1,9 +1,10 @@
 """Method "track": a location prior learnt online, one decoder call, and a blend of the two.
 
 PerSAM's prior says "this looks like the object" but not "and unlike what is around it". Here the
-prior is the score of the target model (``target_model.py``) on a fine grid, searched around the
-moved previous mask. It prompts SAM's decoder with its box and its logits; where the two agree, SAM
-sharpens the mask, where they do not, the prior is believed.
+prior is the score of a model that learns the difference (``target_model.py``) and of a memory of
+single cells (``appearance_memory.py``), on a fine grid around the moved previous mask. It prompts
+SAM's decoder with its box and its logits; where the two agree, SAM sharpens the mask, where they do
+not, the prior is believed.
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 from persam_video.config import PersonalizeConfig, TrackConfig
 from persam_video.personalize.cascade import boxes_of_logits
 from persam_video.sam.decoder import PromptBatch, SamDecoder
-from persam_video.tracking.features import GRID_STRIDE, FeatureSpace, grid_size
+from persam_video.tracking.features import GRID_STRIDE, FeatureSpace, FrameFeatures, grid_size
 from persam_video.tracking.objects import TrackedObject
 from persam_video.tracking.persam import PersamMethod, relative_likeness, remember_likeness
-from persam_video.tracking.target_model import FrameFeatures, TargetModel
-from persam_video.types import Embedding, ObjectState
+from persam_video.tracking.target_model import TargetModel
+from persam_video.types import Candidates, Embedding, ObjectState
 
 _ALIKE = 0.5
 """Share of the running likeness from which on the features do not speak against the object."""
+
+_BELIEF = 0.3
+"""Weight of SAM's predicted IoU against the agreement with the target model."""
 
 
 class PropagationMethod:
@@ -55,11 +59,13 @@ class PropagationMethod:
             return
         if self._space is None:
             self._space = FeatureSpace.fit(embedding)
-        frame = FrameFeatures.of(self._space.features(embedding))
+        frame = self._space.features(embedding)
         for obj in objects:
             mask = self._on_grid(obj.logits.sigmoid(), embedding)
+            region = self._region(mask)
             obj.model = TargetModel(self._config)
-            obj.model.fit(frame, mask, self._region(mask))
+            obj.model.fit(frame, mask, region)
+            obj.memory.fit(frame.looks, mask, region)
 
     def segment(self, objects: list[TrackedObject], embedding: Embedding) -> tuple[Tensor, Tensor]:
         """Masks of N objects in a new frame: (N, 4h, 4w) logits and (N,) scores in [0, 1]."""
@@ -77,24 +83,34 @@ class PropagationMethod:
     ) -> tuple[Tensor, Tensor]:
         """``segment`` for objects that have a target model."""
         assert self._space is not None
-        self._frame = FrameFeatures.of(self._space.features(embedding))
-        weights = torch.stack([m.weights for o in objects if (m := o.model) is not None])
-        prior = self._config.gain * torch.einsum("nc,chw->nhw", weights, self._frame.cells)
-        limit = self._config.logit_limit
-        near = torch.stack([self._search_region(o, embedding) for o in objects])
-        prior = torch.where(near, prior.clamp(-limit, limit), -limit)
+        self._frame = self._space.features(embedding)
+        prior = torch.stack([self._prior(obj, self._frame, embedding) for obj in objects])
         prior = self._on_square(prior, embedding)
 
         boxes = boxes_of_logits(prior, embedding)
         candidates = self._decoder.decode(
             embedding, PromptBatch(boxes_xyxy=boxes, mask_logits=prior[:, None])
         )
-        refined = candidates.logits[:, 0]
-        share = self._sam_share(prior, refined)[:, None, None]
+        refined, share = self._best_candidate(prior, candidates)
         limit = self._config.sam_logit_limit
-        logits = torch.lerp(prior, refined.clamp(-limit, limit), share)
+        logits = torch.lerp(prior, refined.clamp(-limit, limit), share[:, None, None])
         alike = relative_likeness(objects, logits, embedding)
         return logits, _certainty(logits) * (alike / _ALIKE).clamp(0, 1)
+
+    def _prior(self, obj: TrackedObject, frame: FrameFeatures, embedding: Embedding) -> Tensor:
+        """(h, w) logits on the feature grid; the lowest ones outside the search region."""
+        assert obj.model is not None
+        config = self._config
+        region = self._search_region(obj, embedding)
+        score = obj.model.weights @ frame.cells[:, region]
+        if config.memory_share and obj.frames_lost == 0:
+            # Single cells find their like anywhere: a lost object is searched by the model alone.
+            remembered = obj.memory.score(frame.looks[:, region])
+            score = torch.lerp(score, remembered, config.memory_share)
+        limit = config.logit_limit
+        prior = torch.full(region.shape, -limit, device=region.device)
+        prior[region] = (config.gain * score).clamp(-limit, limit)
+        return prior
 
     def remember(self, objects: list[TrackedObject], embedding: Embedding) -> None:
         """Let the objects that were found with confidence learn from this frame."""
@@ -107,14 +123,27 @@ class PropagationMethod:
                 continue
             mask = self._on_grid(obj.logits.sigmoid(), embedding)
             assert self._frame is not None
-            obj.model.update(self._frame, mask, self._region(mask))
+            region = self._region(mask)
+            obj.model.update(self._frame, mask, region)
+            obj.memory.update(self._frame.looks, mask, region)
 
-    def _sam_share(self, prior: Tensor, refined: Tensor) -> Tensor:
-        """How much of SAM's mask goes into the blend: (N,), 0 where the two disagree."""
-        p, q = prior.sigmoid().flatten(1), refined.sigmoid().flatten(1)
-        agreement = torch.minimum(p, q).sum(dim=1) / torch.maximum(p, q).sum(dim=1)
-        share = self._config.agreement_slope * (agreement - self._config.agreement_low)
-        return share.clamp(0, 1)
+    def _best_candidate(self, prior: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]:
+        """SAM's mask and its share in the blend, which is 0 where it disagrees with the prior.
+
+        Args:
+            prior: (N, 4h, 4w) logits of the target model.
+            candidates: SAM's four masks of each object.
+
+        Returns:
+            (N, 4h, 4w) logits of the masks that agree best with the prior and that SAM itself
+            believes in, and (N,) shares in [0, 1].
+        """
+        p, q = prior.sigmoid()[:, None], candidates.logits.sigmoid()
+        agreement = torch.minimum(p, q).sum(dim=(2, 3)) / torch.maximum(p, q).sum(dim=(2, 3))
+        best = (agreement + _BELIEF * candidates.predicted_iou).argmax(dim=1)
+        row = torch.arange(len(best), device=best.device)
+        share = self._config.agreement_slope * (agreement[row, best] - self._config.agreement_low)
+        return candidates.logits[row, best], share.clamp(0, 1)
 
     def _search_region(self, obj: TrackedObject, embedding: Embedding) -> Tensor:
         """(h, w) bool cells in which the object may be; all of them once it is lost."""

@@ -8,33 +8,11 @@ the running ones: they are the only ones known to be right.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from persam_video.config import TrackConfig
-
-
-@dataclass(frozen=True, slots=True)
-class FrameFeatures:
-    """The features of one frame and their sums, shared by all of its objects.
-
-    Attributes:
-        cells: (C, h, w) float32.
-        gram: (C, C) float32, sum of f f^T over all cells.
-        total: (C,) float32, sum of f over all cells.
-    """
-
-    cells: Tensor
-    gram: Tensor
-    total: Tensor
-
-    @classmethod
-    def of(cls, cells: Tensor) -> FrameFeatures:
-        """Sum up (C, h, w) features."""
-        flat = cells.flatten(1)
-        return cls(cells, flat @ flat.T, flat.sum(dim=1))
+from persam_video.tracking.features import FrameFeatures
 
 
 class TargetModel:

@@ -1,0 +1,69 @@
+"""What single cells of the object and of its surroundings look like, copied and not summed up.
+
+The target model is linear: a thin part that looks like the background elsewhere is outvoted in it.
+Here every cell of a new frame takes its label from the most similar cells of the reference and of
+the latest frame (label propagation, as in Jabri et al., "Space-Time Correspondence as a Contrastive
+Random Walk", 2020, section 3.3, with SAM's features), so that an ear remains an ear as long as
+something looks more like it than like anything else.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_NEIGHBOURS = 5
+_TEMPERATURE = 0.05
+_MOST_CELLS = 3072
+"""Remembered cells per frame; of a larger region every second, third, ... cell is remembered."""
+_CHUNK = 2048
+"""Cells asked about at once, which bounds the memory of the comparison."""
+
+
+class AppearanceMemory:
+    """Labelled cells of the reference frame and of the latest frame of one object."""
+
+    def __init__(self) -> None:
+        self._reference: tuple[Tensor, Tensor] | None = None
+        self._latest: tuple[Tensor, Tensor] | None = None
+
+    def fit(self, looks: Tensor, mask: Tensor, region: Tensor) -> None:
+        """Remember the reference; what was remembered before is forgotten.
+
+        Args:
+            looks: (D, h, w) float32 features of unit length.
+            mask: (h, w) float32 in [0, 1], share of the cell that is object.
+            region: (h, w) bool, cells to be remembered.
+        """
+        self._reference, self._latest = _entry(looks, mask, region), None
+
+    def update(self, looks: Tensor, mask: Tensor, region: Tensor) -> None:
+        """Remember another frame in the place of the latest one; arguments as for ``fit``."""
+        self._latest = _entry(looks, mask, region)
+
+    def score(self, looks: Tensor) -> Tensor:
+        """The label of each cell by its most similar remembered cells.
+
+        Args:
+            looks: (D, n) float32 features of unit length.
+
+        Returns:
+            (n,) float32 in [-1, 1], +1 = object.
+        """
+        entries = [e for e in (self._reference, self._latest) if e is not None]
+        cells = torch.cat([e[0] for e in entries], dim=1)
+        shares = torch.cat([e[1] for e in entries])
+        count = min(_NEIGHBOURS, len(shares))
+        scores = []
+        for start in range(0, looks.shape[1], _CHUNK):
+            asked = looks[:, start : start + _CHUNK]
+            similarity, index = (asked.T @ cells).topk(count, dim=1)
+            weights = (similarity / _TEMPERATURE).softmax(dim=1)
+            scores.append(2 * (weights * shares[index]).sum(dim=1) - 1)
+        return torch.cat(scores)
+
+
+def _entry(looks: Tensor, mask: Tensor, region: Tensor) -> tuple[Tensor, Tensor]:
+    """(D, M) features and (M,) shares of the region's cells."""
+    step = -(-int(region.sum()) // _MOST_CELLS)
+    return looks[:, region][:, ::step], mask[region][::step]
