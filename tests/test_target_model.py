@@ -1,0 +1,147 @@
+"""The two halves of method "track"'s prior, alone: on made-up features and on real ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+from torch import Tensor
+
+from persam_video.config import EncoderConfig, TrackConfig
+from persam_video.label_maps import read_label_map
+from persam_video.personalize.target import grid_coverage
+from persam_video.sam.models import load_sam
+from persam_video.tracking.appearance_memory import AppearanceMemory
+from persam_video.tracking.features import FeatureSpace, FrameFeatures, grid_size
+from persam_video.tracking.target_model import TargetModel
+
+GRID = (12, 16)
+EVERYWHERE = torch.ones(GRID, dtype=torch.bool)
+
+
+def frame_of(looks: Tensor) -> FrameFeatures:
+    """A frame of (D, h, w) made-up features and the intercept."""
+    cells = torch.cat([looks, torch.ones(1, *GRID)])
+    flat = cells.flatten(1)
+    return FrameFeatures(cells, looks, flat @ flat.T, flat.sum(dim=1))
+
+
+def two_kinds(mask: Tensor) -> Tensor:
+    """(2, h, w) features that are a mixture of the object's look and the background's."""
+    return torch.stack([mask, 1 - mask])
+
+
+def square_mask() -> Tensor:
+    mask = torch.zeros(GRID)
+    mask[3:8, 4:10] = 1.0
+    return mask
+
+
+def test_target_model_half_filled_cells_score_half_way() -> None:
+    # A small object weighs as much as the whole background, so a half-filled cell counted as a bit
+    # of both would score near +1.
+    mask = square_mask()
+    mask[8, 4:10] = 0.5
+    model = TargetModel(TrackConfig())
+    model.fit(frame_of(two_kinds(mask)), mask, EVERYWHERE)
+    score = torch.einsum("c,chw->hw", model.weights, frame_of(two_kinds(mask)).cells)
+    assert score[3:8, 4:10].min() > 0.9
+    assert score[0].max() < -0.9
+    assert score[8, 4:10].abs().max() < 0.1
+
+
+def test_target_model_thin_object_is_learnt_from_its_fullest_cells() -> None:
+    mask = torch.zeros(GRID)
+    mask[5, 2:14] = 0.3
+    looks = two_kinds((mask > 0).float())
+    model = TargetModel(TrackConfig())
+    model.fit(frame_of(looks), mask, EVERYWHERE)
+    score = torch.einsum("c,chw->hw", model.weights, frame_of(looks).cells)
+    assert score[5, 2:14].min() > 0.5
+    assert score[:5].max() < -0.5
+
+
+def test_target_model_sums_over_the_frame_equal_the_sums_over_cells() -> None:
+    # The region is summed anew and the rest taken from the frame's sums; both ways must agree.
+    torch.manual_seed(0)
+    looks = torch.randn(5, *GRID)
+    mask = square_mask() * 0.9
+    region = torch.zeros(GRID, dtype=torch.bool)
+    region[1:10, 2:13] = True
+    frame = frame_of(looks)
+    matrix, vector = TargetModel(TrackConfig())._normal_equations(frame, mask, region)
+    inside = mask > 0.5
+    weight = torch.where(inside, 1 / inside.sum(), 0.5 / (~inside).sum())
+    weight = weight + 0.5 / (region & ~inside).sum() * (region & ~inside)
+    target = 2 * mask / mask.max() - 1
+    flat = frame.cells.flatten(1).double()
+    expected = (flat * weight.flatten()) @ flat.T
+    assert torch.allclose(matrix.double(), expected, atol=1e-5)
+    assert torch.allclose(vector.double(), flat @ (weight * target).flatten().double(), atol=1e-5)
+
+
+def test_appearance_memory_keeps_a_part_that_the_linear_model_outvotes() -> None:
+    # Looks on a circle: body and ear have background looks between them on either side.
+    angles = torch.full(GRID, 180.0)
+    angles[:, :4], angles[:, 12:] = 60.0, 300.0
+    mask = torch.zeros(GRID)
+    mask[3:10, 4:10], angles[3:10, 4:10] = 1.0, 0.0
+    mask[1:3, 6:9], angles[1:3, 6:9] = 1.0, 120.0
+    looks = torch.stack([angles.deg2rad().cos(), angles.deg2rad().sin()])
+    memory, model = AppearanceMemory(), TargetModel(TrackConfig())
+    memory.fit(looks, mask, EVERYWHERE)
+    model.fit(frame_of(looks), mask, EVERYWHERE)
+    assert frame_of(looks).cells[:, 1, 6] @ model.weights < 0
+    remembered = memory.score(looks.flatten(1)).view(GRID)
+    assert torch.equal(remembered > 0.9, mask > 0)
+
+
+def test_appearance_memory_latest_frame_is_replaced_and_the_reference_stays() -> None:
+    first, second, third = torch.eye(3)
+    one, none = torch.ones(1, 1), torch.zeros(1, 1)
+    region = torch.ones((1, 1), dtype=torch.bool)
+    memory = AppearanceMemory()
+    memory.fit(first[:, None, None], one, region)
+    memory.update(second[:, None, None], none, region)
+    assert float(memory.score(second[:, None])) == pytest.approx(-1, abs=1e-3)
+    memory.update(third[:, None, None], none, region)
+    assert float(memory.score(first[:, None])) == pytest.approx(1, abs=1e-3)
+    assert float(memory.score(second[:, None])) == pytest.approx(0, abs=1e-3)
+
+
+def test_appearance_memory_large_region_is_thinned_to_a_fixed_size() -> None:
+    looks = torch.nn.functional.normalize(torch.randn(4, 100, 90), dim=0)
+    mask = (looks[0] > 0).float()
+    memory = AppearanceMemory()
+    memory.fit(looks, mask, torch.ones((100, 90), dtype=torch.bool))
+    assert memory._reference is not None
+    assert memory._reference[0].shape == (4, 3000)
+    score = memory.score(looks.flatten(1))
+    assert ((score > 0) == (mask.flatten() > 0)).float().mean() > 0.9
+
+
+@pytest.mark.needs_weights
+@pytest.mark.needs_davis
+def test_prior_both_halves_tell_the_object_of_a_real_frame(
+    vit_t_weights: Path, davis_root: Path
+) -> None:
+    encoder, _ = load_sam(EncoderConfig(input_size=512), progress=False)
+    image = cv2.imread(str(davis_root / "JPEGImages/480p/hockey/00000.jpg"))[:, :, ::-1].copy()
+    labels = read_label_map(davis_root / "Annotations/480p/hockey/00000.png") > 0
+    embedding = encoder.encode(image)
+    frame = FeatureSpace.fit(embedding).features(embedding)
+    height, width = grid_size(embedding)
+    assert frame.cells.shape[1:] == frame.looks.shape[1:] == (height, width)
+    assert torch.allclose(frame.looks.norm(dim=0), torch.ones(height, width), atol=1e-4)
+
+    mask = grid_coverage(labels, embedding, (64, 64))[:height, :width]
+    region = torch.ones_like(mask, dtype=torch.bool)
+    model, memory = TargetModel(TrackConfig()), AppearanceMemory()
+    model.fit(frame, mask, region)
+    memory.fit(frame.looks, mask, region)
+    by_model = torch.einsum("c,chw->hw", model.weights, frame.cells) > 0
+    by_memory = memory.score(frame.looks.flatten(1)).view(height, width) > 0
+    for found in (by_model, by_memory):
+        assert (found & (mask > 0.5)).sum() / (found | (mask > 0.5)).sum() > 0.85
