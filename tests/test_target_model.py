@@ -19,6 +19,7 @@ from persam_video.tracking.target_model import TargetModel
 
 GRID = (12, 16)
 EVERYWHERE = torch.ones(GRID, dtype=torch.bool)
+NOWHERE = torch.zeros(GRID, dtype=torch.bool)
 
 
 def frame_of(looks: Tensor) -> FrameFeatures:
@@ -45,7 +46,7 @@ def test_target_model_half_filled_cells_score_half_way() -> None:
     mask = square_mask()
     mask[8, 4:10] = 0.5
     model = TargetModel(TrackConfig())
-    model.fit(frame_of(two_kinds(mask)), mask, EVERYWHERE)
+    model.fit(frame_of(two_kinds(mask)), mask, EVERYWHERE, NOWHERE)
     score = torch.einsum("c,chw->hw", model.weights, frame_of(two_kinds(mask)).cells)
     assert score[3:8, 4:10].min() > 0.9
     assert score[0].max() < -0.9
@@ -57,7 +58,7 @@ def test_target_model_thin_object_is_learnt_from_its_fullest_cells() -> None:
     mask[5, 2:14] = 0.3
     looks = two_kinds((mask > 0).float())
     model = TargetModel(TrackConfig())
-    model.fit(frame_of(looks), mask, EVERYWHERE)
+    model.fit(frame_of(looks), mask, EVERYWHERE, NOWHERE)
     score = torch.einsum("c,chw->hw", model.weights, frame_of(looks).cells)
     assert score[5, 2:14].min() > 0.5
     assert score[:5].max() < -0.5
@@ -71,15 +72,37 @@ def test_target_model_sums_over_the_frame_equal_the_sums_over_cells() -> None:
     region = torch.zeros(GRID, dtype=torch.bool)
     region[1:10, 2:13] = True
     frame = frame_of(looks)
-    matrix, vector = TargetModel(TrackConfig())._normal_equations(frame, mask, region)
+    rivals = torch.zeros(GRID, dtype=torch.bool)
+    rivals[8:10, 10:13] = True
+    model = TargetModel(TrackConfig())
+    matrix, vector = model._normal_equations(frame, mask, region, rivals)
     inside = mask > 0.5
-    weight = torch.where(inside, 1 / inside.sum(), 0.5 / (~inside).sum())
-    weight = weight + 0.5 / (region & ~inside).sum() * (region & ~inside)
+    weight = inside / inside.sum()
+    for cells in (~inside, region & ~inside, rivals):
+        weight = weight + cells / cells.sum() / 3
     target = 2 * mask / mask.max() - 1
     flat = frame.cells.flatten(1).double()
     expected = (flat * weight.flatten()) @ flat.T
     assert torch.allclose(matrix.double(), expected, atol=1e-5)
     assert torch.allclose(vector.double(), flat @ (weight * target).flatten().double(), atol=1e-5)
+
+
+def test_target_model_other_object_of_a_similar_look_is_told_apart() -> None:
+    # A few cells of a look-alike would drown in the background's; they have a weight of their own.
+    # The second look says object, the third, weak one says which.
+    torch.manual_seed(0)
+    mask, rivals = square_mask(), torch.zeros(GRID, dtype=torch.bool)
+    rivals[10, 12:14] = True
+    both = ((mask > 0) | rivals).float()
+    looks = torch.stack([1 - both, both, 0.3 * rivals]) + 0.1 * torch.randn(3, *GRID)
+    scores = []
+    for known in (NOWHERE, rivals):
+        model = TargetModel(TrackConfig())
+        model.fit(frame_of(looks), mask, EVERYWHERE, known)
+        score = torch.einsum("c,chw->hw", model.weights, frame_of(looks).cells)
+        scores.append(float(score[rivals].mean()))
+    assert scores[0] > 0
+    assert scores[1] < 0
 
 
 def test_appearance_memory_keeps_a_part_that_the_linear_model_outvotes() -> None:
@@ -92,7 +115,7 @@ def test_appearance_memory_keeps_a_part_that_the_linear_model_outvotes() -> None
     looks = torch.stack([angles.deg2rad().cos(), angles.deg2rad().sin()])
     memory, model = AppearanceMemory(), TargetModel(TrackConfig())
     memory.fit(looks, mask, EVERYWHERE)
-    model.fit(frame_of(looks), mask, EVERYWHERE)
+    model.fit(frame_of(looks), mask, EVERYWHERE, NOWHERE)
     assert frame_of(looks).cells[:, 1, 6] @ model.weights < 0
     remembered = memory.score(looks.flatten(1)).view(GRID)
     assert torch.equal(remembered > 0.9, mask > 0)
@@ -139,7 +162,7 @@ def test_prior_both_halves_tell_the_object_of_a_real_frame(
     mask = grid_coverage(labels, embedding, (64, 64))[:height, :width]
     region = torch.ones_like(mask, dtype=torch.bool)
     model, memory = TargetModel(TrackConfig()), AppearanceMemory()
-    model.fit(frame, mask, region)
+    model.fit(frame, mask, region, torch.zeros_like(region))
     memory.fit(frame.looks, mask, region)
     by_model = torch.einsum("c,chw->hw", model.weights, frame.cells) > 0
     by_memory = memory.score(frame.looks.flatten(1)).view(height, width) > 0

@@ -12,15 +12,18 @@ import numpy as np
 import pytest
 import torch
 from composed import SIZE_HW, CachingEncoder, compose, read_cutout, read_photo
+from torch import Tensor
 
 from persam_video.config import EncoderConfig, TrackConfig
 from persam_video.errors import PersamError, PromptError
 from persam_video.evaluation.metrics import region_similarity
 from persam_video.personalize.cascade import best_of_multimask
+from persam_video.personalize.target import Target
 from persam_video.sam.decoder import SamDecoder
 from persam_video.sam.models import load_sam
 from persam_video.tracking.aggregation import label_map, soft_aggregate
 from persam_video.tracking.motion import Motion
+from persam_video.tracking.objects import TrackedObject, without_strays
 from persam_video.tracking.tracker import Tracker
 from persam_video.types import Candidates, Frame, ObjectState, UInt8Array
 
@@ -261,6 +264,26 @@ def test_soft_aggregate_objects_compete_and_one_alone_keeps_its_logits() -> None
     # An object whose rivals are sure that they are not there keeps its logits.
     sure = torch.tensor([[[2.0, -2.0]], [[-20.0, -20.0]]])
     torch.testing.assert_close(soft_aggregate(sure)[0], sure[0], rtol=1e-3, atol=1e-3)
+
+
+def some_object(object_id: int, logits: Tensor, *, lost: bool = False) -> TrackedObject:
+    none = torch.zeros(1, 1)
+    target = Target(none, none[0], none[0], 1.0, 0.0)
+    return TrackedObject(object_id, target, logits, Motion(logits), frames_lost=int(lost))
+
+
+def test_strays_part_away_from_the_object_is_left_to_the_one_that_is_lost() -> None:
+    before = torch.full((20, 30), -4.0)
+    before[5:12, 4:12] = 4.0
+    now = before.clone()
+    now[5:12, 20:24] = 4.0
+    claimed = torch.stack([now, now])
+    seen, lost = some_object(1, before), some_object(2, before, lost=True)
+    assert torch.equal(without_strays(claimed, [seen, lost])[0], before)
+    assert torch.equal(without_strays(claimed, [seen, lost])[1], now)
+    # With nobody missing a mask may have parts: an occluder can split the object.
+    assert torch.equal(without_strays(claimed, [seen, some_object(2, before)]), claimed)
+    assert torch.equal(without_strays(claimed[:1], [seen]), claimed[:1])
 
 
 def test_motion_constant_velocity_moves_the_mask() -> None:

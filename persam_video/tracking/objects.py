@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from persam_video.config import TrackConfig
@@ -12,7 +14,7 @@ from persam_video.personalize.target import Target
 from persam_video.tracking.appearance_memory import AppearanceMemory
 from persam_video.tracking.motion import Motion
 from persam_video.tracking.target_model import TargetModel
-from persam_video.types import ObjectState
+from persam_video.types import BoolArray, ObjectState
 
 _LIKENESS_RATE = 0.2
 _MOST_FRAMES = 5  # a velocity says little about a place longer after
@@ -87,6 +89,45 @@ class TrackedObject:
         )
         self.motion.observe(logits, jumped=returned)
         self.logits = logits
+
+
+def without_strays(logits: Tensor, objects: list[TrackedObject]) -> Tensor:
+    """Take the parts off the masks that could as well be an object that is lost.
+
+    While one object is lost, another one that looks like it would take it over when it comes back:
+    its mask may not have parts then that do not touch where the object itself is expected.
+
+    Args:
+        logits: (N, 4h, 4w) float32, masks of a new frame.
+        objects: The N objects, as they were in the frame before.
+
+    Returns:
+        (N, 4h, 4w) float32 logits.
+    """
+    lost = sum(obj.frames_lost > 0 for obj in objects)
+    if not 0 < lost < len(objects):
+        return logits
+    kept = logits.clone()
+    for mask, obj in zip(kept, objects, strict=True):
+        if obj.frames_lost > 0:
+            continue
+        parts, count = ndimage.label((mask > 0).cpu().numpy())
+        if count < 2:
+            continue
+        expected = _largest_part(obj.expected_logits())
+        own = np.isin(parts, np.unique(parts[expected & (parts > 0)]))
+        if own.any():
+            mask[torch.from_numpy(~own & (parts > 0)).to(mask.device)] = mask.min()
+    return kept
+
+
+def _largest_part(logits: Tensor) -> BoolArray:
+    """(H, W) bool, the largest connected part of a mask."""
+    parts, _ = ndimage.label((logits > 0).cpu().numpy())
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    largest: BoolArray = (parts == sizes.argmax()) & (parts > 0)
+    return largest
 
 
 def _overlap(a: Tensor, b: Tensor) -> bool:

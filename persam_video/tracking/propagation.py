@@ -61,10 +61,9 @@ class PropagationMethod:
             self._space = FeatureSpace.fit(embedding)
         frame = self._space.features(embedding)
         for obj in objects:
-            mask = self._on_grid(obj.logits.sigmoid(), embedding)
-            region = self._region(mask)
+            mask, region, rivals = self._lesson(obj, objects, embedding)
             obj.model = TargetModel(self._config)
-            obj.model.fit(frame, mask, region)
+            obj.model.fit(frame, mask, region, rivals)
             obj.memory.fit(frame.looks, mask, region)
 
     def segment(self, objects: list[TrackedObject], embedding: Embedding) -> tuple[Tensor, Tensor]:
@@ -104,7 +103,7 @@ class PropagationMethod:
         region = self._search_region(obj, embedding)
         score = obj.model.weights @ frame.cells[:, region]
         if config.memory_share and obj.frames_lost == 0:
-            # Single cells find their like anywhere: a lost object is searched by the model alone.
+            # In a whole frame single cells find their like: a lost object is searched by the model.
             remembered = obj.memory.score(frame.looks[:, region])
             score = torch.lerp(score, remembered, config.memory_share)
         limit = config.logit_limit
@@ -121,10 +120,9 @@ class PropagationMethod:
             if obj.model is None:
                 self.learn([obj], embedding)
                 continue
-            mask = self._on_grid(obj.logits.sigmoid(), embedding)
             assert self._frame is not None
-            region = self._region(mask)
-            obj.model.update(self._frame, mask, region)
+            mask, region, rivals = self._lesson(obj, objects, embedding)
+            obj.model.update(self._frame, mask, region, rivals)
             obj.memory.update(self._frame.looks, mask, region)
 
     def _best_candidate(self, prior: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]:
@@ -144,6 +142,22 @@ class PropagationMethod:
         row = torch.arange(len(best), device=best.device)
         share = self._config.agreement_slope * (agreement[row, best] - self._config.agreement_low)
         return candidates.logits[row, best], share.clamp(0, 1)
+
+    def _lesson(
+        self, obj: TrackedObject, objects: list[TrackedObject], embedding: Embedding
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What an object learns from a frame, on the feature grid.
+
+        Returns:
+            (h, w) share of each cell that is the object; (h, w) bool cells around it and of the
+            other objects that are seen; (h, w) bool cells of these others.
+        """
+        mask = self._on_grid(obj.logits.sigmoid(), embedding)
+        rivals = torch.zeros_like(mask, dtype=torch.bool)
+        for other in objects:
+            if other is not obj and other.frames_lost == 0:
+                rivals |= self._on_grid(other.logits.sigmoid(), embedding) > 0.5
+        return mask, self._region(mask) | rivals, rivals
 
     def _search_region(self, obj: TrackedObject, embedding: Embedding) -> Tensor:
         """(h, w) bool cells in which the object may be; all of them once it is lost."""

@@ -29,21 +29,23 @@ class TargetModel:
         self.weights: Tensor = torch.zeros(0)
         """(C,) float32; features.T @ weights is about +1 on the object, -1 off it."""
 
-    def fit(self, frame: FrameFeatures, mask: Tensor, region: Tensor) -> None:
+    def fit(self, frame: FrameFeatures, mask: Tensor, region: Tensor, rivals: Tensor) -> None:
         """Learn the reference; what was learnt before is forgotten.
 
         Args:
             frame: Features of the frame.
             mask: (h, w) float32 in [0, 1], share of the cell that is object.
-            region: (h, w) bool, cells near the object; outside them there is none of it.
+            region: (h, w) bool, cells near the object and the rivals; outside them there is none of
+                it.
+            rivals: (h, w) bool, cells of other objects.
         """
-        self._reference = self._normal_equations(frame, mask, region)
+        self._reference = self._normal_equations(frame, mask, region, rivals)
         self._running = None
         self._solve()
 
-    def update(self, frame: FrameFeatures, mask: Tensor, region: Tensor) -> None:
+    def update(self, frame: FrameFeatures, mask: Tensor, region: Tensor, rivals: Tensor) -> None:
         """Learn from another frame; arguments as for ``fit``."""
-        matrix, vector = self._normal_equations(frame, mask, region)
+        matrix, vector = self._normal_equations(frame, mask, region, rivals)
         if self._running is not None:
             keep = self._config.decay
             matrix = torch.lerp(matrix, self._running[0], keep)
@@ -63,7 +65,7 @@ class TargetModel:
         self.weights = torch.cholesky_solve(vector[:, None], torch.linalg.cholesky(matrix))[:, 0]
 
     def _normal_equations(
-        self, frame: FrameFeatures, mask: Tensor, region: Tensor
+        self, frame: FrameFeatures, mask: Tensor, region: Tensor, rivals: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Weighted X^T X (C, C) and X^T y (C,).
 
@@ -72,18 +74,20 @@ class TargetModel:
         be pulled to the object, whose few cells weigh the most, and the mask would creep outwards
         from frame to frame.
 
-        Object and background weigh the same, whatever their sizes. Half of the background's weight
-        is spread over the whole frame, half over the region around the object, where the confusion
-        happens. Far from the object all cells weigh the same, so the sums over the frame serve
-        every object and only the region is summed anew.
+        Object and background weigh the same, whatever their sizes. The background's weight is
+        spread in equal parts over the whole frame, over the region, where the confusion happens,
+        and over the other objects, if there are any. Far from the object all cells weigh the same,
+        so the sums over the frame serve every object and only the region is summed anew.
         """
         near = frame.cells[:, region]
         share = mask[region]
         # A thin object fills no cell; its fullest cells are what there is of it.
         share = share / share.max().clamp_min(1e-3)
         inside = share > 0.5
-        everywhere = 0.5 / (region.numel() - inside.sum())
-        around = 0.5 / (~inside).sum().clamp_min(1)
+        rival = rivals[region] & ~inside
+        part = 1 / 3 if rival.any() else 1 / 2
+        everywhere = part / (region.numel() - inside.sum())
+        around = part / (~inside).sum().clamp_min(1) + part / rival.sum().clamp_min(1) * rival
         weight = torch.where(inside, 1 / inside.sum(), everywhere + around)
         matrix = everywhere * frame.gram + (near * (weight - everywhere)) @ near.T
         vector = near @ (weight * (2 * share - 1) + everywhere) - everywhere * frame.total

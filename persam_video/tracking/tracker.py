@@ -22,7 +22,7 @@ from persam_video.sam.image_encoder import Encoder
 from persam_video.sam.models import load_sam
 from persam_video.tracking.aggregation import label_map, soft_aggregate
 from persam_video.tracking.motion import Motion
-from persam_video.tracking.objects import TrackedObject
+from persam_video.tracking.objects import TrackedObject, without_strays
 from persam_video.tracking.persam import PersamMethod
 from persam_video.tracking.propagation import PropagationMethod
 from persam_video.types import (
@@ -162,6 +162,7 @@ class Tracker:
         if not objects:
             return self._result(frame, label_map(torch.zeros(1, *frame.size_hw), [0]))
         claimed, scores = self._method.segment(objects, embedding)
+        claimed = without_strays(claimed, objects)
         logits = soft_aggregate(claimed)
         scores = scores * _kept_share(claimed, logits)
         for obj, mask, score in zip(objects, logits, scores.tolist(), strict=True):
