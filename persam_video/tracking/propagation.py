@@ -30,7 +30,7 @@ _BELIEF = 0.3
 
 
 class PropagationMethod:
-    """Online target model + gated SAM decoder.
+    """Online target model, appearance memory and gated SAM decoder.
 
     Args:
         decoder: SAM's decoder.
@@ -60,8 +60,9 @@ class PropagationMethod:
         if self._space is None:
             self._space = FeatureSpace.fit(embedding)
         frame = self._space.features(embedding)
-        for obj in objects:
-            mask, region, rivals = self._lesson(obj, objects, embedding)
+        for obj, (mask, region, rivals) in zip(
+            objects, self._lessons(objects, embedding), strict=True
+        ):
             obj.model = TargetModel(self._config)
             obj.model.fit(frame, mask, region, rivals)
             obj.memory.fit(frame.looks, mask, region)
@@ -114,14 +115,15 @@ class PropagationMethod:
     def remember(self, objects: list[TrackedObject], embedding: Embedding) -> None:
         """Let the objects that were found with confidence learn from this frame."""
         remember_likeness(objects, embedding)
-        for obj in objects:
+        for obj, (mask, region, rivals) in zip(
+            objects, self._lessons(objects, embedding), strict=True
+        ):
             if obj.state is not ObjectState.TRACKED:
                 continue
             if obj.model is None:
                 self.learn([obj], embedding)
                 continue
             assert self._frame is not None
-            mask, region, rivals = self._lesson(obj, objects, embedding)
             obj.model.update(self._frame, mask, region, rivals)
             obj.memory.update(self._frame.looks, mask, region)
 
@@ -129,7 +131,7 @@ class PropagationMethod:
         """SAM's mask and its share in the blend, which is 0 where it disagrees with the prior.
 
         Args:
-            prior: (N, 4h, 4w) logits of the target model.
+            prior: (N, 4h, 4w) logits.
             candidates: SAM's four masks of each object.
 
         Returns:
@@ -143,25 +145,27 @@ class PropagationMethod:
         share = self._config.agreement_slope * (agreement[row, best] - self._config.agreement_low)
         return candidates.logits[row, best], share.clamp(0, 1)
 
-    def _lesson(
-        self, obj: TrackedObject, objects: list[TrackedObject], embedding: Embedding
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """What an object learns from a frame, on the feature grid.
+    def _lessons(
+        self, objects: list[TrackedObject], embedding: Embedding
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """What each object learns from a frame, on the feature grid.
 
         Returns:
-            (h, w) share of each cell that is the object; (h, w) bool cells around it and of the
-            other objects that are seen; (h, w) bool cells of these others.
+            Per object (h, w) share of each cell that is the object; (h, w) bool cells around it and
+            of the other objects that are seen; (h, w) bool cells of these others.
         """
-        mask = self._on_grid(obj.logits.sigmoid(), embedding)
-        rivals = torch.zeros_like(mask, dtype=torch.bool)
-        for other in objects:
-            if other is not obj and other.frames_lost == 0:
-                rivals |= self._on_grid(other.logits.sigmoid(), embedding) > 0.5
-        return mask, self._region(mask) | rivals, rivals
+        masks = self._on_grid(torch.stack([o.logits for o in objects]).sigmoid(), embedding)
+        seen = torch.tensor([o.frames_lost == 0 for o in objects], device=masks.device)
+        taken = (masks > 0.5) & seen[:, None, None]
+        lessons = []
+        for i, mask in enumerate(masks):
+            rivals = torch.cat([taken[:i], taken[i + 1 :]]).any(dim=0)
+            lessons.append((mask, self._region(mask) | rivals, rivals))
+        return lessons
 
     def _search_region(self, obj: TrackedObject, embedding: Embedding) -> Tensor:
         """(h, w) bool cells in which the object may be; all of them once it is lost."""
-        mask = self._on_grid(obj.expected_logits().sigmoid(), embedding)
+        mask = self._on_grid(obj.expected_logits().sigmoid()[None], embedding)[0]
         if obj.frames_lost > 0:
             return torch.ones_like(mask, dtype=torch.bool)
         return self._region(mask)
@@ -183,10 +187,10 @@ class PropagationMethod:
 
     @staticmethod
     def _on_grid(square: Tensor, embedding: Embedding) -> Tensor:
-        """(4h, 4w) over the padded square -> (rows, columns) of the feature grid, averaged."""
+        """(N, 4h, 4w) over the padded square -> (N, rows, columns), averaged over cells."""
         height, width = grid_size(embedding)
         cells = embedding.input_size // GRID_STRIDE
-        return F.adaptive_avg_pool2d(square[None], cells)[0, :height, :width]
+        return F.adaptive_avg_pool2d(square, cells)[:, :height, :width]
 
     @staticmethod
     def _on_square(grid: Tensor, embedding: Embedding) -> Tensor:
