@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 _NEIGHBOURS = 5
+"""Remembered cells that a label is taken from."""
 _TEMPERATURE = 0.05
+"""Cosine by which one of them is more similar to weigh e times as much."""
 _MOST_CELLS = 3072
 """Remembered cells per frame; of a larger region every second, third, ... cell is remembered."""
 _CHUNK = 2048

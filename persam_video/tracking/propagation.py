@@ -26,7 +26,7 @@ _ALIKE = 0.5
 """Share of the running likeness from which on the features do not speak against the object."""
 
 _BELIEF = 0.3
-"""Weight of SAM's predicted IoU against the agreement with the target model."""
+"""Weight of SAM's predicted IoU against the agreement with the prior."""
 
 
 class PropagationMethod:
@@ -45,7 +45,7 @@ class PropagationMethod:
         self._config = track
         self._persam = PersamMethod(decoder, personalize, track, learn_scales=False)
         self._space: FeatureSpace | None = None
-        self._frame: FrameFeatures | None = None
+        self._frame: tuple[Embedding, FrameFeatures] | None = None
 
     def learn(
         self, objects: list[TrackedObject], embedding: Embedding, *, in_clip: bool = True
@@ -57,15 +57,25 @@ class PropagationMethod:
         """
         if not in_clip:
             return
+        for obj, lesson in zip(objects, self._lessons(objects, embedding), strict=True):
+            self._fit(obj, embedding, *lesson)
+
+    def _fit(
+        self, obj: TrackedObject, embedding: Embedding, mask: Tensor, region: Tensor, rivals: Tensor
+    ) -> None:
+        """Take the frame as the object's reference; the last three as ``_lessons`` gives them."""
+        frame = self._features(embedding)
+        obj.model = TargetModel(self._config)
+        obj.model.fit(frame, mask, region, rivals)
+        obj.memory.fit(frame.looks, mask, region)
+
+    def _features(self, embedding: Embedding) -> FrameFeatures:
+        """The frame's features, computed once; the first frame asked for sets the statistics."""
         if self._space is None:
             self._space = FeatureSpace.fit(embedding)
-        frame = self._space.features(embedding)
-        for obj, (mask, region, rivals) in zip(
-            objects, self._lessons(objects, embedding), strict=True
-        ):
-            obj.model = TargetModel(self._config)
-            obj.model.fit(frame, mask, region, rivals)
-            obj.memory.fit(frame.looks, mask, region)
+        if self._frame is None or self._frame[0] is not embedding:
+            self._frame = embedding, self._space.features(embedding)
+        return self._frame[1]
 
     def segment(self, objects: list[TrackedObject], embedding: Embedding) -> tuple[Tensor, Tensor]:
         """Masks of N objects in a new frame: (N, 4h, 4w) logits and (N,) scores in [0, 1]."""
@@ -82,9 +92,7 @@ class PropagationMethod:
         self, objects: list[TrackedObject], embedding: Embedding
     ) -> tuple[Tensor, Tensor]:
         """``segment`` for objects that have a target model."""
-        assert self._space is not None
-        self._frame = self._space.features(embedding)
-        prior = torch.stack([self._prior(obj, self._frame, embedding) for obj in objects])
+        prior = torch.stack([self._prior(obj, embedding) for obj in objects])
         prior = self._on_square(prior, embedding)
 
         boxes = boxes_of_logits(prior, embedding)
@@ -97,10 +105,10 @@ class PropagationMethod:
         alike = relative_likeness(objects, logits, embedding)
         return logits, _certainty(logits) * (alike / _ALIKE).clamp(0, 1)
 
-    def _prior(self, obj: TrackedObject, frame: FrameFeatures, embedding: Embedding) -> Tensor:
+    def _prior(self, obj: TrackedObject, embedding: Embedding) -> Tensor:
         """(h, w) logits on the feature grid; the lowest ones outside the search region."""
         assert obj.model is not None
-        config = self._config
+        config, frame = self._config, self._features(embedding)
         region = self._search_region(obj, embedding)
         score = obj.model.weights @ frame.cells[:, region]
         if config.memory_share and obj.frames_lost == 0:
@@ -115,17 +123,15 @@ class PropagationMethod:
     def remember(self, objects: list[TrackedObject], embedding: Embedding) -> None:
         """Let the objects that were found with confidence learn from this frame."""
         remember_likeness(objects, embedding)
-        for obj, (mask, region, rivals) in zip(
-            objects, self._lessons(objects, embedding), strict=True
-        ):
+        for obj, lesson in zip(objects, self._lessons(objects, embedding), strict=True):
             if obj.state is not ObjectState.TRACKED:
                 continue
             if obj.model is None:
-                self.learn([obj], embedding)
+                self._fit(obj, embedding, *lesson)
                 continue
-            assert self._frame is not None
-            obj.model.update(self._frame, mask, region, rivals)
-            obj.memory.update(self._frame.looks, mask, region)
+            frame, (mask, region, rivals) = self._features(embedding), lesson
+            obj.model.update(frame, mask, region, rivals)
+            obj.memory.update(frame.looks, mask, region)
 
     def _best_candidate(self, prior: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]:
         """SAM's mask and its share in the blend, which is 0 where it disagrees with the prior.
