@@ -151,6 +151,10 @@ class TrackConfig(_Checked):
     agreement_slope: float = setting(
         2.0, "track: SAM's share gained per unit of soft IoU above that", low=0.0, high=10.0
     )
+    close_up: bool = setting(
+        False,
+        "track: encode the window around each object as well; one more encoder run per object",
+    )
     uncertain_below: float = setting(
         0.5, "score under which a mask is uncertain", low=0.0, high=1.0
     )

@@ -5,9 +5,55 @@ Points and boxes are x right, y down. Boxes are half-open: (x2, y2) is the first
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from persam_video.types import BoolArray, Float32Array
+from persam_video.types import BoolArray, Float32Array, UInt8Array
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A rectangle of whole pixels inside a picture.
+
+    Attributes:
+        left: First column.
+        top: First row.
+        width: Columns, >= 1.
+        height: Rows, >= 1.
+    """
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Rows and columns, to index the last two axes of a picture's array with."""
+        return (
+            slice(self.top, self.top + self.height),
+            slice(self.left, self.left + self.width),
+        )
+
+    def cut(self, image_rgb: UInt8Array) -> UInt8Array:
+        """(H, W, 3) -> (height, width, 3), contiguous."""
+        return np.ascontiguousarray(image_rgb[self.slices])
+
+    def distance(self, other: Window) -> int:
+        """Pixels between the corners, along the axis on which it is more."""
+        return max(abs(self.left - other.left), abs(self.top - other.top))
+
+
+def window_around(box_xyxy: Float32Array, side: int, size_hw: tuple[int, int]) -> Window:
+    """The square of ``side`` pixels centred on a box, pushed and cut to lie inside a picture."""
+    starts, lengths = [], []
+    for low, high, length in zip(box_xyxy[:2], box_xyxy[2:], size_hw[::-1], strict=True):
+        span = max(1, min(side, length))
+        start = round((float(low) + float(high) - span) / 2)
+        starts.append(max(0, min(start, length - span)))
+        lengths.append(span)
+    return Window(starts[0], starts[1], lengths[0], lengths[1])
 
 
 def fit_longest_side(size_hw: tuple[int, int], longest_side: int) -> tuple[int, int]:

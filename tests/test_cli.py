@@ -22,7 +22,7 @@ from PIL import Image
 from persam_video.cli import settings
 from persam_video.cli.main import build_parser, main
 from persam_video.cli.track import default_output
-from persam_video.config import Config, EncoderConfig, load_config
+from persam_video.config import Config, EncoderConfig, TrackConfig, load_config
 from persam_video.label_maps import read_label_map, write_label_map
 from persam_video.tracking.tracker import Tracker
 from persam_video.types import Frame
@@ -158,6 +158,8 @@ def test_shipped_configs_hold_the_defaults() -> None:
     assert set(Config().to_toml().splitlines()) <= {*lines, ""}, stale
     pinned = EncoderConfig(device="cpu", dtype="float32")
     assert load_config(PROJECT_ROOT / "configs/davis.toml") == Config(encoder=pinned)
+    accurate = load_config(PROJECT_ROOT / "configs/accurate.toml")
+    assert accurate == Config(track=TrackConfig(close_up=True))
 
 
 # --- exit codes -------------------------------------------------------------------------------

@@ -9,24 +9,27 @@ not, the prior is believed.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 from persam_video.config import PersonalizeConfig, TrackConfig
-from persam_video.personalize.cascade import boxes_of_logits
-from persam_video.sam.decoder import PromptBatch, SamDecoder
-from persam_video.tracking.features import GRID_STRIDE, FeatureSpace, FrameFeatures, grid_size
+from persam_video.sam.decoder import SamDecoder
+from persam_video.tracking.features import FeatureSpace, FrameFeatures
+from persam_video.tracking.grid import on_grid, on_square, region_around
 from persam_video.tracking.objects import TrackedObject
 from persam_video.tracking.persam import PersamMethod, relative_likeness, remember_likeness
+from persam_video.tracking.sharpening import sharpened
 from persam_video.tracking.target_model import TargetModel
-from persam_video.types import Candidates, Embedding, ObjectState
+from persam_video.types import Embedding, ObjectState
 
 _ALIKE = 0.5
 """Share of the running likeness from which on the features do not speak against the object."""
 
-_BELIEF = 0.3
-"""Weight of SAM's predicted IoU against the agreement with the prior."""
+
+_GAP = 2
+"""Cells by which parts of one place are grown, so that those nearer than twice that are one."""
 
 
 class PropagationMethod:
@@ -93,15 +96,7 @@ class PropagationMethod:
     ) -> tuple[Tensor, Tensor]:
         """``segment`` for objects that have a target model."""
         prior = torch.stack([self._prior(obj, embedding) for obj in objects])
-        prior = self._on_square(prior, embedding)
-
-        boxes = boxes_of_logits(prior, embedding)
-        candidates = self._decoder.decode(
-            embedding, PromptBatch(boxes_xyxy=boxes, mask_logits=prior[:, None])
-        )
-        refined, share = self._best_candidate(prior, candidates)
-        limit = self._config.sam_logit_limit
-        logits = torch.lerp(prior, refined.clamp(-limit, limit), share[:, None, None])
+        logits = sharpened(on_square(prior, embedding), embedding, self._decoder, self._config)
         alike = relative_likeness(objects, logits, embedding)
         return logits, _certainty(logits) * (alike / _ALIKE).clamp(0, 1)
 
@@ -118,7 +113,31 @@ class PropagationMethod:
         limit = config.logit_limit
         prior = torch.full(region.shape, -limit, device=region.device)
         prior[region] = (config.gain * score).clamp(-limit, limit)
+        if obj.frames_lost > 0:
+            looks = obj.memory.score(frame.looks.flatten(1)).view_as(prior)
+            prior = self._best_place(prior, prior + config.gain * looks)
         return prior
+
+    def _best_place(self, prior: Tensor, evidence: Tensor) -> Tensor:
+        """Leave one place of those where a lost object could be: the one with the most evidence.
+
+        In a whole frame other things look like parts of it; taken in with it, they would be learnt.
+
+        Args:
+            prior: (h, w) logits.
+            evidence: (h, w) logits; its sum over the cells of a place counts.
+
+        Returns:
+            (h, w) logits.
+        """
+        grown = ndimage.binary_dilation((prior > 0).cpu().numpy(), iterations=_GAP)
+        places, count = ndimage.label(grown)
+        if count < 2:
+            return prior
+        cells = (evidence.clamp_min(0) * (prior > 0)).cpu().numpy()
+        best = int(ndimage.sum_labels(cells, places, np.arange(1, count + 1)).argmax()) + 1
+        kept = torch.from_numpy(places == best).to(prior.device)
+        return torch.where(kept, prior, -self._config.logit_limit)
 
     def remember(self, objects: list[TrackedObject], embedding: Embedding) -> None:
         """Let the objects that were found with confidence learn from this frame."""
@@ -133,24 +152,6 @@ class PropagationMethod:
             obj.model.update(frame, mask, region, rivals)
             obj.memory.update(frame.looks, mask, region)
 
-    def _best_candidate(self, prior: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]:
-        """SAM's mask and its share in the blend, which is 0 where it disagrees with the prior.
-
-        Args:
-            prior: (N, 4h, 4w) logits.
-            candidates: SAM's four masks of each object.
-
-        Returns:
-            (N, 4h, 4w) logits of the masks that agree best with the prior and that SAM itself
-            believes in, and (N,) shares in [0, 1].
-        """
-        p, q = prior.sigmoid()[:, None], candidates.logits.sigmoid()
-        agreement = torch.minimum(p, q).sum(dim=(2, 3)) / torch.maximum(p, q).sum(dim=(2, 3))
-        best = (agreement + _BELIEF * candidates.predicted_iou).argmax(dim=1)
-        row = torch.arange(len(best), device=best.device)
-        share = self._config.agreement_slope * (agreement[row, best] - self._config.agreement_low)
-        return candidates.logits[row, best], share.clamp(0, 1)
-
     def _lessons(
         self, objects: list[TrackedObject], embedding: Embedding
     ) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -160,51 +161,23 @@ class PropagationMethod:
             Per object (h, w) share of each cell that is the object; (h, w) bool cells around it and
             of the other objects that are seen; (h, w) bool cells of these others.
         """
-        masks = self._on_grid(torch.stack([o.logits for o in objects]).sigmoid(), embedding)
+        masks = on_grid(torch.stack([o.logits for o in objects]).sigmoid(), embedding)
         seen = torch.tensor([o.frames_lost == 0 for o in objects], device=masks.device)
         taken = (masks > 0.5) & seen[:, None, None]
         lessons = []
         for i, mask in enumerate(masks):
             rivals = torch.cat([taken[:i], taken[i + 1 :]]).any(dim=0)
-            lessons.append((mask, self._region(mask) | rivals, rivals))
+            lessons.append(
+                (mask, region_around(mask, self._config.region_padding) | rivals, rivals)
+            )
         return lessons
 
     def _search_region(self, obj: TrackedObject, embedding: Embedding) -> Tensor:
         """(h, w) bool cells in which the object may be; all of them once it is lost."""
-        mask = self._on_grid(obj.expected_logits().sigmoid()[None], embedding)[0]
+        mask = on_grid(obj.expected_logits().sigmoid()[None], embedding)[0]
         if obj.frames_lost > 0:
             return torch.ones_like(mask, dtype=torch.bool)
-        return self._region(mask)
-
-    def _region(self, mask: Tensor) -> Tensor:
-        """(h, w) share of each cell -> bool cells of the mask's box grown by the padding."""
-        inside = mask > 0.5
-        if not inside.any():
-            inside = mask >= mask.max()
-        pad = self._config.region_padding
-        rows = torch.nonzero(inside.any(dim=1)).flatten()
-        columns = torch.nonzero(inside.any(dim=0)).flatten()
-        region = torch.zeros_like(inside)
-        region[
-            max(0, int(rows[0]) - pad) : int(rows[-1]) + 1 + pad,
-            max(0, int(columns[0]) - pad) : int(columns[-1]) + 1 + pad,
-        ] = True
-        return region
-
-    @staticmethod
-    def _on_grid(square: Tensor, embedding: Embedding) -> Tensor:
-        """(N, 4h, 4w) over the padded square -> (N, rows, columns), averaged over cells."""
-        height, width = grid_size(embedding)
-        cells = embedding.input_size // GRID_STRIDE
-        return F.adaptive_avg_pool2d(square, cells)[:, :height, :width]
-
-    @staticmethod
-    def _on_square(grid: Tensor, embedding: Embedding) -> Tensor:
-        """(N, rows, columns) of the feature grid -> (N, 4h, 4w) over the padded square."""
-        cells, side = embedding.input_size // GRID_STRIDE, embedding.input_size // 4
-        padding = (0, cells - grid.shape[2], 0, cells - grid.shape[1])
-        padded = F.pad(grid, padding, value=float(grid.min()))
-        return F.interpolate(padded[:, None], (side, side), mode="bilinear")[:, 0]
+        return region_around(mask, self._config.region_padding)
 
 
 def _certainty(logits: Tensor) -> Tensor:

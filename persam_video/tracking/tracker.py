@@ -21,6 +21,7 @@ from persam_video.sam.decoder import SamDecoder, upscale_logits
 from persam_video.sam.image_encoder import Encoder
 from persam_video.sam.models import load_sam
 from persam_video.tracking.aggregation import label_map, soft_aggregate
+from persam_video.tracking.close_up import CloseUps
 from persam_video.tracking.motion import Motion
 from persam_video.tracking.objects import TrackedObject, without_strays
 from persam_video.tracking.persam import PersamMethod
@@ -97,6 +98,9 @@ class Tracker:
         self._objects: dict[int, TrackedObject] = {}
         self._latest: tuple[Frame, Embedding] | None = None
         self._method = self._make_method()
+        self._close_ups: CloseUps | None = None
+        if self._track.close_up and self._track.method == "track":
+            self._close_ups = CloseUps(self.encoder, self._decoder, self._track)
 
     @property
     def object_ids(self) -> tuple[int, ...]:
@@ -167,13 +171,15 @@ class Tracker:
         scores = scores * _kept_share(claimed, logits)
         for obj, mask, score in zip(objects, logits, scores.tolist(), strict=True):
             obj.observe(mask, score, self._track)
-        self._method.remember(objects, embedding)
-
         shown = [i for i, obj in enumerate(objects) if obj.frames_lost == 0]
-        if not shown:
+        seen = [objects[i] for i in shown]
+        full = upscale_logits(logits[shown][None], embedding)[0] if seen else None
+        if full is not None and self._close_ups:
+            full = self._close_ups.refine(seen, frame, full)
+        self._method.remember(objects, embedding)
+        if full is None:
             return self._result(frame, label_map(torch.zeros(1, *frame.size_hw), [0]))
-        full = upscale_logits(logits[shown][None], embedding)[0]
-        return self._result(frame, label_map(full, [objects[i].object_id for i in shown]))
+        return self._result(frame, label_map(full, [obj.object_id for obj in seen]))
 
     @torch.inference_mode()
     def add(self, labels: UInt8Array) -> None:
@@ -218,6 +224,8 @@ class Tracker:
         if object_id not in self._objects:
             raise PromptError(f"object {object_id} is not followed; followed: {self.object_ids}")
         del self._objects[object_id]
+        if self._close_ups:
+            self._close_ups.remove(object_id)
 
     def labels_from_prompts(
         self, image_rgb: UInt8Array, prompts: Mapping[int, Prompt]
@@ -273,6 +281,8 @@ class Tracker:
             learnt.append(TrackedObject(object_id, target, logits, Motion(logits)))
         self._method.learn(learnt, embedding, in_clip=in_clip)
         self._objects.update((obj.object_id, obj) for obj in learnt)
+        if self._close_ups and in_clip and self._latest:
+            self._close_ups.start(self._latest[0].image_rgb, labels, object_ids(labels))
 
     def _reference_labels(self, labels: UInt8Array) -> UInt8Array:
         """The reference without void pixels."""

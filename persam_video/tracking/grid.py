@@ -1,0 +1,40 @@
+"""Masks on the feature grid: from the decoder's square and back, and the region around one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 (the field's name for it)
+
+from persam_video.tracking.features import GRID_STRIDE, grid_size
+from persam_video.types import Embedding
+
+
+def on_grid(square: Tensor, embedding: Embedding) -> Tensor:
+    """(N, 4h, 4w) over the padded square -> (N, rows, columns), averaged over cells."""
+    height, width = grid_size(embedding)
+    cells = embedding.input_size // GRID_STRIDE
+    return F.adaptive_avg_pool2d(square, cells)[:, :height, :width]
+
+
+def on_square(grid: Tensor, embedding: Embedding) -> Tensor:
+    """(N, rows, columns) of the feature grid -> (N, 4h, 4w) over the padded square."""
+    cells, side = embedding.input_size // GRID_STRIDE, embedding.input_size // 4
+    padding = (0, cells - grid.shape[2], 0, cells - grid.shape[1])
+    padded = F.pad(grid, padding, value=float(grid.min()))
+    return F.interpolate(padded[:, None], (side, side), mode="bilinear")[:, 0]
+
+
+def region_around(mask: Tensor, padding: int) -> Tensor:
+    """(h, w) share of each cell -> bool cells of the mask's box grown by ``padding`` cells."""
+    inside = mask > 0.5
+    if not inside.any():
+        inside = mask >= mask.max()
+    rows = torch.nonzero(inside.any(dim=1)).flatten()
+    columns = torch.nonzero(inside.any(dim=0)).flatten()
+    region = torch.zeros_like(inside)
+    region[
+        max(0, int(rows[0]) - padding) : int(rows[-1]) + 1 + padding,
+        max(0, int(columns[0]) - padding) : int(columns[-1]) + 1 + padding,
+    ] = True
+    return region

@@ -1,0 +1,59 @@
+"""One call of SAM's decoder with the prior as prompt, believed as far as it agrees with it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from persam_video.config import TrackConfig
+from persam_video.personalize.cascade import boxes_of_logits
+from persam_video.sam.decoder import PromptBatch, SamDecoder
+from persam_video.types import Candidates, Embedding
+
+_BELIEF = 0.3
+"""Weight of SAM's predicted IoU against the agreement with the prior."""
+
+
+def sharpened(
+    prior: Tensor, embedding: Embedding, decoder: SamDecoder, config: TrackConfig
+) -> Tensor:
+    """Blend the prior of N objects with the masks that SAM makes of it.
+
+    Args:
+        prior: (N, 4h, 4w) float32 logits over the padded square.
+        embedding: Of the picture.
+        decoder: SAM's decoder.
+        config: ``sam_logit_limit`` and the two of the agreement are used.
+
+    Returns:
+        (N, 4h, 4w) float32 logits.
+    """
+    boxes = boxes_of_logits(prior, embedding)
+    candidates = decoder.decode(
+        embedding, PromptBatch(boxes_xyxy=boxes, mask_logits=prior[:, None])
+    )
+    refined, share = _best_candidate(prior, candidates, config)
+    limit = config.sam_logit_limit
+    return torch.lerp(prior, refined.clamp(-limit, limit), share[:, None, None])
+
+
+def _best_candidate(
+    prior: Tensor, candidates: Candidates, config: TrackConfig
+) -> tuple[Tensor, Tensor]:
+    """SAM's mask and its share in the blend, which is 0 where it disagrees with the prior.
+
+    Args:
+        prior: (N, 4h, 4w) logits.
+        candidates: SAM's four masks of each object.
+        config: As for ``sharpened``.
+
+    Returns:
+        (N, 4h, 4w) logits of the masks that agree best with the prior and that SAM itself
+        believes in, and (N,) shares in [0, 1].
+    """
+    p, q = prior.sigmoid()[:, None], candidates.logits.sigmoid()
+    agreement = torch.minimum(p, q).sum(dim=(2, 3)) / torch.maximum(p, q).sum(dim=(2, 3))
+    best = (agreement + _BELIEF * candidates.predicted_iou).argmax(dim=1)
+    row = torch.arange(len(best), device=best.device)
+    share = config.agreement_slope * (agreement[row, best] - config.agreement_low)
+    return candidates.logits[row, best], share.clamp(0, 1)

@@ -1,0 +1,304 @@
+"""Compare variants of the tracker on a DAVIS split: what is each part worth?
+
+    python tools/ablate.py ROOT --split 2016/dev --merge-objects --cache CACHE -o OUT --workers 2
+    python tools/ablate.py ROOT --split 2016/dev --merge-objects --cache CACHE -o OUT \
+        --only default,close_up --oracles --sheets default
+
+The encoder runs once per frame, whatever the number of variants and runs: its maps are kept under
+CACHE (about 10 MB per 480p frame, as float16, which moves a score by less than a tenth of a point).
+A finished variant of a clip is not run again until the package's code or the variant changes.
+
+OUT gets masks (<variant>/<clip>/*.png), scores.csv, report.json, scores.png (a plot, with
+matplotlib) and with --sheets each clip's worst frames. The table has J, F, J&F and the paired
+difference to the baseline with a 95 % bootstrap interval over clips; --halves picks the best
+variant on each half of the clips and confirms it on the other half.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import platform
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ablation_report import ClipRun, write_report, write_sheets
+from map_cache import CachedEncoder, code_version
+from oracles import ORACLES, oracle_masks
+from scipy import ndimage
+
+import persam_video as pv
+from persam_video.batch import first_labels
+from persam_video.evaluation.davis import DavisClip, read_split
+from persam_video.evaluation.scores import score_clip
+from persam_video.sam.decoder import SamDecoder
+from persam_video.tracking.appearance_memory import AppearanceMemory
+from persam_video.tracking.features import FeatureSpace
+from persam_video.tracking.target_model import TargetModel
+
+PARTS = {
+    "features": (FeatureSpace, "features"),
+    "appearance_memory": (AppearanceMemory, "score"),
+    "target_model": (TargetModel, "update"),
+    "decoder": (SamDecoder, "decode"),
+}
+"""Name in the report -> the method whose time is taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way to run the tracker.
+
+    Attributes:
+        name: Name of its folder and row.
+        config: All settings.
+        click: Start from one click in the place of the first mask.
+    """
+
+    name: str
+    config: pv.Config
+    click: bool = False
+
+    def key(self, clip: DavisClip, merge_objects: bool) -> str:
+        """What the result on a clip depends on."""
+        text = f"{asdict(self.config)} {self.click} {clip.frames} {merge_objects} {code_version()}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def read_variants(path: Path, only: str | None) -> list[Variant]:
+    """The variants of a file, "default" first; ``only`` names some of them."""
+    tables: dict[str, dict[str, Any]] = {
+        "default": {},
+        **tomllib.loads(path.read_text(encoding="utf-8")),
+    }
+    if only is not None:
+        if unknown := sorted(set(only.split(",")) - tables.keys()):
+            raise SystemExit(f"{path} has no variant {unknown}; it has {', '.join(tables)}")
+        tables = {name: tables[name] for name in only.split(",")}
+    return [_variant(name, dict(table)) for name, table in tables.items()]
+
+
+def _variant(name: str, table: dict[str, Any]) -> Variant:
+    reference = table.pop("reference", "mask")
+    if reference not in ("mask", "click"):
+        raise SystemExit(f"{name}: reference must be mask or click, got {reference!r}")
+    layer: dict[str, dict[str, Any]] = {}
+    for key, value in table.items():
+        section, _, setting = key.partition(".")
+        layer.setdefault(section, {})[setting] = value
+    return Variant(name, pv.Config().merged(layer, name), click=reference == "click")
+
+
+@contextmanager
+def timed_parts() -> Iterator[dict[str, float]]:
+    """Seconds spent in each of PARTS while in the block."""
+    seconds = dict.fromkeys(PARTS, 0.0)
+    originals = {part: getattr(*where) for part, where in PARTS.items()}
+
+    def timed(part: str, original: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            begin = time.perf_counter()
+            try:
+                return original(*args, **kwargs)
+            finally:
+                seconds[part] += time.perf_counter() - begin
+
+        return call
+
+    for part, (owner, name) in PARTS.items():
+        setattr(owner, name, timed(part, originals[part]))
+    try:
+        yield seconds
+    finally:
+        for part, (owner, name) in PARTS.items():
+            setattr(owner, name, originals[part])
+
+
+def middle_of(mask: np.ndarray[Any, np.dtype[np.bool_]]) -> tuple[int, int]:
+    """Column and row of the pixel farthest from a mask's edge: where a person would click."""
+    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    row, column = np.unravel_index(depth.argmax(), depth.shape)
+    return int(column), int(row)
+
+
+def clicked(labels: Any, tracker: pv.Tracker, image_rgb: Any) -> Any:
+    """The label map that SAM makes of one click per object."""
+    prompts = {}
+    for object_id in np.unique(labels[(labels > 0) & (labels < 255)]).tolist():
+        x, y = middle_of(labels == object_id)
+        prompts[object_id] = pv.parse_prompts([f"{x},{y}"])[1]
+    return tracker.labels_from_prompts(image_rgb, prompts)
+
+
+def run_clip(
+    clip: DavisClip,
+    variants: list[Variant],
+    options: argparse.Namespace,
+) -> list[ClipRun]:
+    """All variants on one clip; masks and scores are written as they are ready."""
+    torch.set_num_threads(options.threads)
+    networks: dict[pv.EncoderConfig, tuple[CachedEncoder, SamDecoder]] = {}
+    runs = []
+    for variant in variants:
+        settings = variant.config.encoder
+        if settings not in networks:
+            encoder, decoder = pv.load_sam(settings)
+            networks[settings] = CachedEncoder(encoder, options.cache), decoder
+        runs.append(_run_variant(clip, variant, *networks[settings], options))
+    if options.oracles:
+        runs += _run_oracles(clip, *next(iter(networks.values())), options)
+    return runs
+
+
+def _run_variant(
+    clip: DavisClip,
+    variant: Variant,
+    encoder: CachedEncoder,
+    decoder: SamDecoder,
+    options: argparse.Namespace,
+) -> ClipRun:
+    folder = options.output / variant.name / clip.name
+    record = options.output / "runs" / f"{variant.name}--{clip.name}.json"
+    key = variant.key(clip, options.merge_objects)
+    if record.exists():
+        stored = json.loads(record.read_text())
+        if stored.pop("key") == key:
+            return ClipRun(**stored)
+    tracker = pv.Tracker(encoder, decoder, variant.config.personalize, variant.config.track)
+    labels = first_labels(clip, merge_objects=options.merge_objects)
+    before, ms, results = encoder.seconds, [], []
+    with (
+        timed_parts() as seconds,
+        pv.open_source(clip.frame_folder) as source,
+        pv.PalettePngSink(folder, overwrite=True) as sink,
+    ):
+        for frame in source:
+            if not results:
+                start = clicked(labels, tracker, frame.image_rgb) if variant.click else labels
+                result = tracker.start(frame, start)
+                seconds.update(dict.fromkeys(PARTS, 0.0))
+            else:
+                begin, before = time.perf_counter(), encoder.seconds
+                result = tracker.step(frame)
+                ms.append(1e3 * (time.perf_counter() - begin - (encoder.seconds - before)))
+            results.append(result.labels)
+            sink.write(frame, result)
+    steps = max(1, len(ms))
+    parts = {part: 1e3 * value / steps for part, value in seconds.items()}
+    parts["all"] = float(np.mean(ms)) if ms else 0.0
+    run = _scored(clip, variant.name, results, parts, options.merge_objects)
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps({**asdict(run), "key": key}))
+    print(f"{variant.name} {clip.name} {100 * run.j_and_f:.1f}", file=sys.stderr, flush=True)
+    return run
+
+
+def _run_oracles(
+    clip: DavisClip, encoder: CachedEncoder, decoder: SamDecoder, options: argparse.Namespace
+) -> list[ClipRun]:
+    """The ceilings; the objects of a clip are taken as one."""
+    masks: dict[str, list[Any]] = {name: [] for name in ORACLES}
+    with pv.open_source(clip.frame_folder) as source:
+        for frame, annotation in zip(source, clip.annotations, strict=True):
+            truth = _truth(annotation, merge_objects=True) > 0
+            embedding = encoder.encode(frame.image_rgb)
+            for name, mask in oracle_masks(embedding, truth, decoder).items():
+                masks[name].append(mask)
+    return [_scored(clip, name, found, {}, True) for name, found in masks.items()]
+
+
+def _scored(
+    clip: DavisClip,
+    variant: str,
+    results: list[Any],
+    ms: Mapping[str, float],
+    merge_objects: bool,
+) -> ClipRun:
+    """J and F of every frame that counts, objects averaged."""
+    truths = [_truth(path, merge_objects) for path in clip.annotations]
+    ids = tuple(np.unique(truths[0][(truths[0] > 0) & (truths[0] < 255)]).tolist())
+    score = score_clip(clip.name, ids, zip(results[1:-1], truths[1:-1], strict=True))
+    j, f = (
+        np.mean([getattr(o, name) for o in score.objects], axis=0).tolist()
+        for name in ("j_frames", "f_frames")
+    )
+    return ClipRun(variant, clip.name, j, f, dict(ms))
+
+
+def _truth(path: Path, merge_objects: bool) -> Any:
+    labels = pv.read_label_map(path)
+    if not merge_objects:
+        return labels
+    void_only = set(np.unique(labels).tolist()) <= {0, 255}
+    return ((labels > 0) & (void_only | (labels != 255))).astype(np.uint8)
+
+
+def main() -> None:
+    """Run, print the table, write the report."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    here = Path(__file__).parent
+    parser.add_argument("root", type=Path, help="folder in DAVIS layout")
+    parser.add_argument("--split", default="2016/dev", help="ImageSets file, default %(default)s")
+    parser.add_argument("--clips", help="names of some of its clips, with commas")
+    parser.add_argument("--merge-objects", action="store_true", help="one object, as DAVIS-2016")
+    parser.add_argument(
+        "--variants", type=Path, default=here / "ablation.toml", help="default %(default)s"
+    )
+    parser.add_argument("--only", help="names of some of its variants, with commas")
+    parser.add_argument("--baseline", default="default", help="variant to compare with")
+    parser.add_argument("--oracles", action="store_true", help="ceilings of SAM's decoder as well")
+    parser.add_argument(
+        "--halves", action="store_true", help="choose on a half, confirm on another"
+    )
+    parser.add_argument("--sheets", help="variants whose worst frames are drawn, with commas")
+    parser.add_argument("--cache", type=Path, required=True, help="folder for the encoder's maps")
+    parser.add_argument("--workers", type=int, default=1, help="clips at once, default %(default)s")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the results")
+    options = parser.parse_args()
+    options.threads = max(1, (os.cpu_count() or 1) // options.workers)
+
+    variants = read_variants(options.variants, options.only)
+    if options.baseline not in [variant.name for variant in variants]:
+        raise SystemExit(f"the baseline {options.baseline!r} is none of the variants")
+    clips = list(read_split(options.root, options.split))
+    if options.clips:
+        clips = [clip for clip in clips if clip.name in options.clips.split(",")]
+    if not clips:
+        raise SystemExit(f"no clip of {options.split} is named in {options.clips!r}")
+    with ProcessPoolExecutor(
+        options.workers, multiprocessing.get_context("spawn"), max_tasks_per_child=1
+    ) as pool:
+        jobs = [pool.submit(run_clip, clip, variants, options) for clip in clips]
+        runs = [run for job in jobs for run in job.result()]
+    about = {
+        "commit": subprocess.run(
+            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+        ).stdout.strip(),
+        "machine": f"{platform.machine()}, {options.workers} workers of {options.threads} threads",
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "split": options.split,
+        "settings": {variant.name: asdict(variant.config) for variant in variants},
+    }
+    print(write_report(runs, options.baseline, about, options.output, halves=options.halves))
+    for name in (options.sheets or "").split(","):
+        if name:
+            write_sheets(name, [run for run in runs if run.variant == name], clips, options.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""An encoder that keeps what it made on disk, so that the next experiment need not wait for it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from pathlib import Path
+
+import torch
+
+import persam_video as pv
+from persam_video.sam.image_encoder import SamImageEncoder
+from persam_video.types import Embedding, UInt8Array
+
+
+def code_version(*rooms: str) -> str:
+    """Hash of the source of some of the package's folders, all of it without arguments."""
+    root = Path(pv.__file__).parent
+    folders = [root / room for room in rooms] or [root]
+    digest = hashlib.sha256()
+    for path in sorted(path for folder in folders for path in folder.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+class CachedEncoder:
+    """Encodes each picture once per model, input size and version of the encoder's code.
+
+    A picture is known by its pixels, so windows cut from frames are kept like frames. Maps are kept
+    as float16, and those of the padding are left out: about 10 MB for a 480p frame.
+
+    Args:
+        encoder: The encoder.
+        folder: Where the maps are kept.
+    """
+
+    def __init__(self, encoder: SamImageEncoder, folder: Path) -> None:
+        self._encoder = encoder
+        key = hashlib.sha256(f"{encoder.input_size} {code_version('sam')}".encode())
+        for parameter in encoder.backbone.parameters():
+            key.update(parameter.detach().float().cpu().numpy().tobytes())
+        self._folder = folder / key.hexdigest()[:12]
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self.seconds = 0.0
+        """Time spent in here."""
+        self.encoded: list[float] = []
+        """Seconds of every picture that was not in the cache."""
+
+    def encode(self, image_rgb: UInt8Array) -> Embedding:
+        """As ``Encoder.encode``, but for the rounding to float16."""
+        begin = time.perf_counter()
+        digest = hashlib.sha256(image_rgb.tobytes() + str(image_rgb.shape).encode()).hexdigest()
+        path = self._folder / f"{digest[:32]}.pt"
+        if not path.exists():
+            started = time.perf_counter()
+            embedding = self._encoder.encode(image_rgb)
+            self.encoded.append(time.perf_counter() - started)
+            _save(embedding, path)
+        embedding = _load(path)
+        self.seconds += time.perf_counter() - begin
+        return embedding
+
+
+def _save(embedding: Embedding, path: Path) -> None:
+    height, width = embedding.input_hw
+    stages = []
+    for stage in embedding.stages:
+        stride = embedding.input_size / stage.shape[3]
+        rows, columns = (int(-(-length // stride)) for length in (height, width))
+        stages.append(stage[..., :rows, :columns].half().cpu().clone())
+    parts = {
+        "neck": embedding.neck.half().cpu(),
+        "stages": stages,
+        "sides": [stage.shape[3] for stage in embedding.stages],
+        "source_hw": embedding.source_hw,
+        "input_hw": embedding.input_hw,
+        "input_size": embedding.input_size,
+    }
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    torch.save(parts, temporary)
+    temporary.replace(path)
+
+
+def _load(path: Path) -> Embedding:
+    parts = torch.load(path, weights_only=True)
+    stages = []
+    for stage, side in zip(parts["stages"], parts["sides"], strict=True):
+        whole = torch.zeros(1, stage.shape[1], side, side)
+        whole[..., : stage.shape[2], : stage.shape[3]] = stage
+        stages.append(whole)
+    return Embedding(
+        neck=parts["neck"].float(),
+        stages=tuple(stages),
+        source_hw=tuple(parts["source_hw"]),
+        input_hw=tuple(parts["input_hw"]),
+        input_size=parts["input_size"],
+    )
