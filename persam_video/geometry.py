@@ -40,9 +40,11 @@ class Window:
         """(H, W, 3) -> (height, width, 3), contiguous."""
         return np.ascontiguousarray(image_rgb[self.slices])
 
-    def distance(self, other: Window) -> int:
-        """Pixels between the corners, along the axis on which it is more."""
-        return max(abs(self.left - other.left), abs(self.top - other.top))
+    def is_near(self, other: Window, pixels: float) -> bool:
+        """Whether two windows have one size and lie at most so many pixels apart on either axis."""
+        return (self.width, self.height) == (other.width, other.height) and (
+            max(abs(self.left - other.left), abs(self.top - other.top)) <= pixels
+        )
 
 
 def window_around(box_xyxy: Float32Array, side: int, size_hw: tuple[int, int]) -> Window:

@@ -57,6 +57,35 @@ def test_read_variants_unknown_setting_is_named(tmp_path: Path) -> None:
         read_variants(path, "coarse")
 
 
+def test_read_variants_shipped_file_is_legal() -> None:
+    from ablate import read_variants
+
+    variants = {v.name: v for v in read_variants(TOOLS / "ablation.toml", None)}
+    assert variants["close_up"].config.track.close_up
+    assert variants["one_click"].click
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--sheets", "sharp"], "--sheets: sharp is none of default"),
+        (["--baseline", "sharp"], "--baseline: sharp"),
+        (["--clips", "lucia,lucy"], "--clips: lucy is none of"),
+        (["--clips", "lucia", "--halves"], "at least two clips"),
+    ],
+)
+@pytest.mark.needs_davis
+def test_ablate_wrong_name_stops_before_the_work(
+    arguments: list[str], told: str, davis_root: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, str(TOOLS / "ablate.py"), str(davis_root), *arguments]
+    command += ["--cache", str(tmp_path / "cache"), "-o", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert told in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.needs_weights
 def test_cached_encoder_gives_the_same_maps_and_encodes_once(
     tmp_path: Path, vit_t_weights: Path
@@ -69,7 +98,7 @@ def test_cached_encoder_gives_the_same_maps_and_encodes_once(
     for attempt in range(2):
         cached = CachedEncoder(encoder, tmp_path)
         embedding = cached.encode(image)
-        assert len(cached.encoded) == (1 if attempt == 0 else 0)
+        assert (cached.calls, cached.misses) == (1, 1 if attempt == 0 else 0)
         assert (embedding.source_hw, embedding.input_hw) == (exact.source_hw, exact.input_hw)
         torch.testing.assert_close(embedding.neck, exact.neck, rtol=1e-2, atol=1e-3)
         for kept, stage in zip(embedding.stages, exact.stages, strict=True):
@@ -111,10 +140,13 @@ def test_ablate_scores_as_the_evaluation_does_and_reuses_what_is_done(
     score = evaluate(out / "small", root, "2016/mini", merge_objects=True)
     assert report["variants"]["small"]["J&F"] == pytest.approx(100 * score.j_and_f, abs=1e-6)
     assert report["variants"]["small"]["ms"]["all"] > 0
+    assert report["variants"]["small"]["encoder_runs"] == 1
+    assert "best on the 2nd, 4th, ... clips" in first.stdout
     assert report["variants"]["oracle_grid"]["J&F"] > 85
     with (out / "scores.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 2 * (2 + 4)
-    assert Image.open(out / "sheets/small.png").width > 600
+    with Image.open(out / "sheets/small.png") as sheet:
+        assert sheet.width > 600
     again = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "small lucia" in first.stderr
     assert "small lucia" not in again.stderr

@@ -100,6 +100,32 @@ def test_close_up_of_nothing_and_of_everything_there_is_none(sam: Sam) -> None:
 
 
 @pytest.mark.needs_weights
+def test_close_up_returns_when_an_object_that_filled_the_frame_is_smaller_again(sam: Sam) -> None:
+    close_up = CloseUp(*sam, TrackConfig())
+    image = np.zeros((120, 200, 3), np.uint8)
+    looked = []
+    for length in (60, 108, 198, 80, 60):  # 1.6 times the length is compared with 0.85 * 200
+        mask = np.zeros((120, 200), bool)
+        mask[40:50, :length] = True
+        looked.append(close_up.look(image, mask_logits(mask)))
+    assert looked == [True, False, False, True, True]
+
+
+@pytest.mark.needs_weights
+def test_close_up_line_of_one_pixel_is_no_error(sam: Sam) -> None:
+    close_up = CloseUp(*sam, TrackConfig())
+    image = np.random.default_rng(0).integers(0, 255, (240, 426, 3), np.uint8)
+    mask = np.zeros((240, 426), bool)
+    mask[100, 60:260] = True
+    logits = mask_logits(mask)
+    for _ in range(2):
+        assert close_up.look(image, logits)
+        assert torch.isfinite(close_up.refine(logits)).all()
+        close_up.learn(logits, torch.zeros_like(logits, dtype=torch.bool))
+        close_up.forget_view()
+
+
+@pytest.mark.needs_weights
 @pytest.mark.needs_davis
 def test_close_up_small_object_is_outlined_better_for_one_more_encoding(
     sam: Sam, scene: Clip
@@ -135,5 +161,34 @@ def test_close_up_objects_added_and_removed_keep_their_ids(sam: Sam, scene: Clip
     result = tracker.step(third)
     assert result.object_ids == (1, 9)
     assert region_similarity(result.labels == 1, last == 1) > 0.7
-    tracker.remove(1)
-    assert not (tracker.step(scene[3][0]).labels == 1).any()
+    assert (result.labels == 9).any()
+    tracker.remove(9)
+    encoder, before = sam[0], sam[0].calls
+    assert not (tracker.step(scene[3][0]).labels == 9).any()
+    assert encoder.calls - before == 2
+    fourth, truth = scene[4]
+    tracker.step(fourth)
+    tracker.correct(truth)
+    assert region_similarity(tracker.step(scene[5][0]).labels == 1, scene[5][1] == 1) > 0.7
+
+
+@pytest.mark.needs_weights
+@pytest.mark.needs_davis
+@pytest.mark.parametrize("method", ["persam", "persam_f"])
+def test_close_up_other_methods_have_none(sam: Sam, scene: Clip, method: str) -> None:
+    tracker = Tracker(*sam, track=TrackConfig(method=method, close_up=True))
+    before = sam[0].calls
+    tracker.start(*scene[0])
+    tracker.step(scene[1][0])
+    assert sam[0].calls - before == 2
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.needs_weights
+@pytest.mark.needs_davis
+def test_close_up_on_cuda_finds_the_same_object(vit_t_weights: Path, scene: Clip) -> None:
+    config = EncoderConfig(input_size=512, device="cuda", dtype="float32")
+    tracker = Tracker(*load_sam(config, progress=False), track=TrackConfig(close_up=True))
+    tracker.start(*scene[0])
+    for frame, truth in scene[1:]:
+        assert region_similarity(tracker.step(frame).labels == 1, truth == 1) > 0.7

@@ -534,31 +534,38 @@ def test_stability_score_equals_segment_anything() -> None:
     assert stability_score(torch.full((4, 4), -9.0)) == 0
 
 
-@pytest.mark.parametrize(
-    ("prompt", "first", "second"),
-    [
-        (click(10, 20), 2, 0),  # a click is ambiguous: its single mask is no candidate at first
-        (Prompt(box_xyxy=np.array([5, 6, 71, 81], np.float32)), 0, 0),
-    ],
-    ids=["click", "box"],
-)
-def test_masks_from_prompts_takes_the_best_rated_and_sharpens_it(
-    prompt: Prompt, first: int, second: int
-) -> None:
-    script = Script([candidates(*SQUARES, rating=(0.95, 0.5, 0.9, 0.6))])
-
+def answer_to(prompt: Prompt, rating: tuple[float, ...]) -> int:
+    """Which of four masks, of sides 10, 20, 30 and 40, is taken."""
+    masks = [rectangle((64, 64), (5, 5 + side), (5, 5 + side)) for side in (10, 20, 30, 40)]
+    script = Script([candidates(*masks, rating=rating)])
     labels = masks_from_prompts(script, one_hot(), {7: prompt})
+    assert len(script.asked) == 1
+    (found,) = [
+        i
+        for i in range(4)
+        if np.array_equal(
+            labels, 7 * (upscale_logits(script.answers[0].logits, one_hot())[0, i] > 0).numpy()
+        )
+    ]
+    return found
 
-    masks = script.answers[0].logits
-    asked = [prompts for prompts, _ in script.asked]
-    assert torch.equal(asked[1].mask_logits, masks[:, first : first + 1])
-    assert len(asked) == 2
-    expected = upscale_logits(masks[:, second : second + 1], one_hot())[0, 0] > 0
-    assert np.array_equal(labels, 7 * expected.numpy().astype(np.uint8))
-    if prompt.box_xyxy is not None:
-        assert [batch.boxes_xyxy.tolist() for batch in asked] == [[[5, 6, 70, 80]]] * 2
-    else:
-        assert [batch.points_xy.tolist() for batch in asked] == [[[[10, 20]]]] * 2
+
+@pytest.mark.parametrize(
+    ("rating", "by_click", "by_box"),
+    [
+        ((0.95, 0.5, 0.9, 0.6), 2, 0),  # a click is ambiguous: the single mask is no candidate
+        ((0.2, 0.9, 0.85, 0.6), 2, 1),  # of two rated alike, the person and not the shirt
+        ((0.2, 0.9, 0.85, 0.82), 3, 1),
+        ((0.2, 0.9, 0.5, 0.7), 1, 1),
+    ],
+)
+def test_masks_from_prompts_click_takes_the_largest_of_the_well_rated_and_box_the_best(
+    rating: tuple[float, ...], by_click: int, by_box: int
+) -> None:
+    box = Prompt(box_xyxy=np.array([5, 6, 71, 81], np.float32))
+
+    assert answer_to(click(10, 20), rating) == by_click
+    assert answer_to(box, rating) == by_box
 
 
 def test_masks_from_prompts_unstable_mask_loses_to_a_stable_one() -> None:
@@ -566,9 +573,10 @@ def test_masks_from_prompts_unstable_mask_loses_to_a_stable_one() -> None:
     answer.logits[:, 2] *= 0.1  # +-0.5: nothing of it is left at the threshold + 1
     script = Script([answer])
 
-    masks_from_prompts(script, one_hot(), {1: click(1, 1)})
+    labels = masks_from_prompts(script, one_hot(), {1: click(1, 1)})
 
-    assert torch.equal(script.asked[1][0].mask_logits, answer.logits[:, 1:2])
+    expected = upscale_logits(answer.logits[:, 1:2], one_hot())[0, 0] > 0
+    assert np.array_equal(labels == 1, expected.numpy())
 
 
 def test_masks_from_prompts_scales_clicks_and_boxes_to_the_input() -> None:
@@ -581,7 +589,7 @@ def test_masks_from_prompts_scales_clicks_and_boxes_to_the_input() -> None:
 
     labels = masks_from_prompts(script, one_hot((90, 160)), {1: prompt})
 
-    (asked, _), _ = script.asked
+    ((asked, _),) = script.asked
     assert labels.shape == (90, 160)
     assert asked.points_xy.tolist() == [[[160.0, 80.0], [0.0, 16.0]]]
     assert asked.point_labels.tolist() == [[1, 0]]
@@ -591,7 +599,7 @@ def test_masks_from_prompts_scales_clicks_and_boxes_to_the_input() -> None:
 def test_masks_from_prompts_overlap_goes_to_the_higher_logit() -> None:
     wide, narrow = rectangle((64, 64), (10, 30), (10, 50)), rectangle((64, 64), (10, 30), (40, 60))
     strong = Candidates(2 * candidates(*[narrow] * 4).logits, torch.ones(1, 4))
-    script = Script([candidates(*[wide] * 4)] * 2 + [strong] * 2)
+    script = Script([candidates(*[wide] * 4), strong])
 
     labels = masks_from_prompts(
         script,

@@ -14,7 +14,7 @@ import torch
 from composed import SIZE_HW, CachingEncoder, compose, read_cutout, read_photo
 from torch import Tensor
 
-from persam_video.config import EncoderConfig, TrackConfig
+from persam_video.config import EncoderConfig, PersonalizeConfig, TrackConfig
 from persam_video.errors import PersamError, PromptError
 from persam_video.evaluation.metrics import region_similarity
 from persam_video.personalize.cascade import best_of_multimask
@@ -22,8 +22,10 @@ from persam_video.personalize.target import Target
 from persam_video.sam.decoder import SamDecoder
 from persam_video.sam.models import load_sam
 from persam_video.tracking.aggregation import label_map, soft_aggregate
+from persam_video.tracking.features import FrameFeatures
 from persam_video.tracking.motion import Motion
 from persam_video.tracking.objects import TrackedObject, without_strays
+from persam_video.tracking.propagation import PropagationMethod
 from persam_video.tracking.tracker import Tracker
 from persam_video.types import Candidates, Frame, ObjectState, UInt8Array
 
@@ -284,6 +286,24 @@ def test_strays_part_away_from_the_object_is_left_to_the_one_that_is_lost() -> N
     # With nobody missing a mask may have parts: an occluder can split the object.
     assert torch.equal(without_strays(claimed, [seen, some_object(2, before)]), claimed)
     assert torch.equal(without_strays(claimed[:1], [seen]), claimed[:1])
+
+
+def test_lost_object_is_searched_in_the_place_with_the_most_evidence() -> None:
+    method = PropagationMethod(None, PersonalizeConfig(), TrackConfig())  # type: ignore[arg-type]
+    prior = torch.full((20, 40), -4.0)
+    prior[2:8, 2:8] = 0.5  # larger, but it looks less like the object
+    prior[10:14, 30:34] = 3.0
+    prior[15, 31] = 2.0  # near the other one: the same place
+    looks = torch.zeros(2, 20, 40)
+    looks[0], looks[1, 10:16, 30:34] = 1.0, 1.0
+    looks = torch.nn.functional.normalize(looks, dim=0)
+    obj = some_object(1, torch.zeros(8, 8), lost=True)
+    obj.memory.fit(looks, (prior > 1).float(), prior > -5)
+    frame = FrameFeatures(looks, looks, torch.zeros(2, 2), torch.zeros(2))
+    found = method._best_place(obj, prior, frame)
+    assert torch.equal(found > 0, prior > 1)
+    alone = torch.where(prior > 1, prior, -4.0)
+    assert torch.equal(method._best_place(obj, alone, frame), alone)
 
 
 def test_motion_constant_velocity_moves_the_mask() -> None:

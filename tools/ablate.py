@@ -1,17 +1,19 @@
-"""Compare variants of the tracker on a DAVIS split: what is each part worth?
+r"""Compare variants of the tracker on a DAVIS split: what is each part worth?
 
     python tools/ablate.py ROOT --split 2016/dev --merge-objects --cache CACHE -o OUT --workers 2
     python tools/ablate.py ROOT --split 2016/dev --merge-objects --cache CACHE -o OUT \
         --only default,close_up --oracles --sheets default
 
 The encoder runs once per frame, whatever the number of variants and runs: its maps are kept under
-CACHE (about 10 MB per 480p frame, as float16, which moves a score by less than a tenth of a point).
-A finished variant of a clip is not run again until the package's code or the variant changes.
+CACHE, as float16, about 10 MB per 480p frame. The windows of close-ups depend on the masks, so each
+variant that has them adds its own. A finished variant of a clip is not run again until the code or
+the variant changes.
 
 OUT gets masks (<variant>/<clip>/*.png), scores.csv, report.json, scores.png (a plot, with
-matplotlib) and with --sheets each clip's worst frames. The table has J, F, J&F and the paired
-difference to the baseline with a 95 % bootstrap interval over clips; --halves picks the best
-variant on each half of the clips and confirms it on the other half.
+matplotlib) and with --sheets each clip's worst frames. The table has J, F, J&F (means over clips),
+the paired difference to the baseline with a 95 % bootstrap interval over clips, encoder runs and
+milliseconds per frame without the encoder; --halves picks the best variant on each half of the
+clips and confirms it on the other half.
 """
 
 from __future__ import annotations
@@ -44,10 +46,12 @@ import persam_video as pv
 from persam_video.batch import first_labels
 from persam_video.evaluation.davis import DavisClip, read_split
 from persam_video.evaluation.scores import score_clip
+from persam_video.files import atomic_path
 from persam_video.sam.decoder import SamDecoder
 from persam_video.tracking.appearance_memory import AppearanceMemory
 from persam_video.tracking.features import FeatureSpace
 from persam_video.tracking.target_model import TargetModel
+from persam_video.types import VOID, object_ids
 
 PARTS = {
     "features": (FeatureSpace, "features"),
@@ -72,10 +76,18 @@ class Variant:
     config: pv.Config
     click: bool = False
 
-    def key(self, clip: DavisClip, merge_objects: bool) -> str:
+    def key(self, clip: DavisClip, options: argparse.Namespace) -> str:
         """What the result on a clip depends on."""
-        text = f"{asdict(self.config)} {self.click} {clip.frames} {merge_objects} {code_version()}"
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        depends = (asdict(self.config), self.click, clip, options.merge_objects, options.version)
+        return hashlib.sha256(repr(depends).encode()).hexdigest()[:16]
+
+
+def version() -> str:
+    """Of the package and of these tools."""
+    tools = hashlib.sha256()
+    for name in ("ablate.py", "map_cache.py", "oracles.py"):
+        tools.update((Path(__file__).parent / name).read_bytes())
+    return f"{code_version()} {tools.hexdigest()[:12]}"
 
 
 def read_variants(path: Path, only: str | None) -> list[Variant]:
@@ -150,6 +162,8 @@ def run_clip(
 ) -> list[ClipRun]:
     """All variants on one clip; masks and scores are written as they are ready."""
     torch.set_num_threads(options.threads)
+    if version() != options.version:
+        raise SystemExit("the code changed during the run; start it again")
     networks: dict[pv.EncoderConfig, tuple[CachedEncoder, SamDecoder]] = {}
     runs = []
     for variant in variants:
@@ -172,14 +186,15 @@ def _run_variant(
 ) -> ClipRun:
     folder = options.output / variant.name / clip.name
     record = options.output / "runs" / f"{variant.name}--{clip.name}.json"
-    key = variant.key(clip, options.merge_objects)
+    key = variant.key(clip, options)
     if record.exists():
         stored = json.loads(record.read_text())
         if stored.pop("key") == key:
             return ClipRun(**stored)
     tracker = pv.Tracker(encoder, decoder, variant.config.personalize, variant.config.track)
     labels = first_labels(clip, merge_objects=options.merge_objects)
-    before, ms, results = encoder.seconds, [], []
+    ms: list[float] = []
+    results: list[Any] = []
     with (
         timed_parts() as seconds,
         pv.open_source(clip.frame_folder) as source,
@@ -190,6 +205,7 @@ def _run_variant(
                 start = clicked(labels, tracker, frame.image_rgb) if variant.click else labels
                 result = tracker.start(frame, start)
                 seconds.update(dict.fromkeys(PARTS, 0.0))
+                calls = encoder.calls
             else:
                 begin, before = time.perf_counter(), encoder.seconds
                 result = tracker.step(frame)
@@ -199,9 +215,11 @@ def _run_variant(
     steps = max(1, len(ms))
     parts = {part: 1e3 * value / steps for part, value in seconds.items()}
     parts["all"] = float(np.mean(ms)) if ms else 0.0
-    run = _scored(clip, variant.name, results, parts, options.merge_objects)
+    runs = (encoder.calls - calls) / steps
+    run = _scored(clip, variant.name, results, parts, runs, options.merge_objects)
     record.parent.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps({**asdict(run), "key": key}))
+    with atomic_path(record) as temporary:
+        temporary.write_text(json.dumps({**asdict(run), "key": key}))
     print(f"{variant.name} {clip.name} {100 * run.j_and_f:.1f}", file=sys.stderr, flush=True)
     return run
 
@@ -213,11 +231,11 @@ def _run_oracles(
     masks: dict[str, list[Any]] = {name: [] for name in ORACLES}
     with pv.open_source(clip.frame_folder) as source:
         for frame, annotation in zip(source, clip.annotations, strict=True):
-            truth = _truth(annotation, merge_objects=True) > 0
+            truth = _truth(annotation, clip, merge_objects=True) > 0
             embedding = encoder.encode(frame.image_rgb)
             for name, mask in oracle_masks(embedding, truth, decoder).items():
                 masks[name].append(mask)
-    return [_scored(clip, name, found, {}, True) for name, found in masks.items()]
+    return [_scored(clip, name, found, {}, 1.0, True) for name, found in masks.items()]
 
 
 def _scored(
@@ -225,25 +243,41 @@ def _scored(
     variant: str,
     results: list[Any],
     ms: Mapping[str, float],
+    encoder_runs: float,
     merge_objects: bool,
 ) -> ClipRun:
     """J and F of every frame that counts, objects averaged."""
-    truths = [_truth(path, merge_objects) for path in clip.annotations]
+    truths = [_truth(path, clip, merge_objects) for path in clip.annotations]
     ids = tuple(np.unique(truths[0][(truths[0] > 0) & (truths[0] < 255)]).tolist())
     score = score_clip(clip.name, ids, zip(results[1:-1], truths[1:-1], strict=True))
     j, f = (
         np.mean([getattr(o, name) for o in score.objects], axis=0).tolist()
         for name in ("j_frames", "f_frames")
     )
-    return ClipRun(variant, clip.name, j, f, dict(ms))
+    return ClipRun(variant, clip.name, j, f, dict(ms), encoder_runs)
 
 
-def _truth(path: Path, merge_objects: bool) -> Any:
+def _truth(path: Path, clip: DavisClip, merge_objects: bool) -> Any:
+    """(H, W) uint8 label map; 255 is the object where the first annotation has nothing else."""
     labels = pv.read_label_map(path)
     if not merge_objects:
         return labels
-    void_only = set(np.unique(labels).tolist()) <= {0, 255}
-    return ((labels > 0) & (void_only | (labels != 255))).astype(np.uint8)
+    void_is_object = not object_ids(pv.read_label_map(clip.annotations[0]))
+    return ((labels != 0) & ((labels != VOID) | void_is_object)).view(np.uint8)
+
+
+def check_names(options: argparse.Namespace, variants: list[Variant], clips: list[str]) -> None:
+    """Stop before hours of work that a wrong name would spoil at the end."""
+    names = [variant.name for variant in variants]
+    for option, wanted, legal in (
+        ("--baseline", options.baseline, names),
+        ("--sheets", options.sheets, names),
+        ("--clips", options.clips, clips),
+    ):
+        if unknown := sorted(set((wanted or legal[0]).split(",")) - set(legal)):
+            raise SystemExit(f"{option}: {', '.join(unknown)} is none of {', '.join(legal)}")
+    if options.halves and len((options.clips or ",".join(clips)).split(",")) < 2:
+        raise SystemExit("--halves needs at least two clips")
 
 
 def main() -> None:
@@ -273,22 +307,25 @@ def main() -> None:
     options.threads = max(1, (os.cpu_count() or 1) // options.workers)
 
     variants = read_variants(options.variants, options.only)
-    if options.baseline not in [variant.name for variant in variants]:
-        raise SystemExit(f"the baseline {options.baseline!r} is none of the variants")
     clips = list(read_split(options.root, options.split))
+    check_names(options, variants, [clip.name for clip in clips])
     if options.clips:
         clips = [clip for clip in clips if clip.name in options.clips.split(",")]
-    if not clips:
-        raise SystemExit(f"no clip of {options.split} is named in {options.clips!r}")
+    options.version = version()
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=here,
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
     with ProcessPoolExecutor(
         options.workers, multiprocessing.get_context("spawn"), max_tasks_per_child=1
     ) as pool:
         jobs = [pool.submit(run_clip, clip, variants, options) for clip in clips]
         runs = [run for job in jobs for run in job.result()]
     about = {
-        "commit": subprocess.run(
-            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-        ).stdout.strip(),
+        "commit": commit,
         "machine": f"{platform.machine()}, {options.workers} workers of {options.threads} threads",
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "split": options.split,

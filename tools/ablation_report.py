@@ -13,10 +13,12 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from oracles import ORACLES
 from PIL import Image
 
 import persam_video as pv
 from persam_video.evaluation.davis import DavisClip
+from persam_video.files import atomic_path
 
 _RESAMPLES = 10_000
 _WORST = 6
@@ -33,6 +35,7 @@ class ClipRun:
         j: J of every frame that counts, in [0, 1], mean over the objects.
         f: F of the same frames.
         ms: Part of the tracker -> mean milliseconds per frame; "all" is all but the encoder.
+        encoder_runs: Pictures encoded per frame.
     """
 
     variant: str
@@ -40,6 +43,7 @@ class ClipRun:
     j: list[float]
     f: list[float]
     ms: dict[str, float]
+    encoder_runs: float
 
     @property
     def j_and_f(self) -> float:
@@ -68,18 +72,20 @@ def write_report(
     of = {(run.variant, run.clip): run for run in runs}
     scores = {n: 100 * np.array([of[n, clip].j_and_f for clip in clips]) for n in names}
     width = max(map(len, names))
-    lines = [f"{'':{width}}   J&F      J      F   against {baseline} (95 %)      ms"]
+    lines = [f"{'':{width}}   J&F      J      F   against {baseline} (95 %)   encoded      ms"]
     variants: dict[str, Any] = {}
     for name in names:
         own = [of[name, clip] for clip in clips]
         j, f = (100 * float(np.mean([np.mean(getattr(r, k)) for r in own])) for k in ("j", "f"))
         difference = scores[name] - scores[baseline]
         low, high = bootstrap_interval(difference)
+        encoded = float(np.mean([r.encoder_runs for r in own]))
         ms = {part: float(np.mean([r.ms[part] for r in own])) for part in own[0].ms}
         versus = f"{difference.mean():+6.2f} ({low:+.2f} .. {high:+.2f})"
         lines.append(
             f"{name:{width}} {scores[name].mean():5.1f}  {j:5.1f}  {f:5.1f}   "
-            f"{'' if name == baseline else versus:26} {ms.get('all', float('nan')):6.0f}"
+            f"{'' if name == baseline else versus:26} "
+            f"{encoded:9.2f} {ms.get('all', float('nan')):7.0f}"
         )
         variants[name] = {
             "J&F": float(scores[name].mean()),
@@ -88,6 +94,7 @@ def write_report(
             "difference": float(difference.mean()),
             "interval": [low, high],
             "ms": ms,
+            "encoder_runs": encoded,
             "clips": dict(zip(clips, scores[name].tolist(), strict=True)),
         }
     if halves:
@@ -96,15 +103,15 @@ def write_report(
         pairs = zip(clips, scores[name], strict=True)
         lines.append(f"{name:{width}} {', '.join(f'{clip} {score:.0f}' for clip, score in pairs)}")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_text(
-        json.dumps({**about, "baseline": baseline, "variants": variants}, indent=1) + "\n"
-    )
-    with (folder / "scores.csv").open("w", newline="") as file:
+    with atomic_path(folder / "report.json") as path:
+        report = {**about, "baseline": baseline, "variants": variants}
+        path.write_text(json.dumps(report, indent=1) + "\n")
+    with atomic_path(folder / "scores.csv") as path, path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["variant", "clip", "J&F", "J", "F", "ms"])
+        writer.writerow(["variant", "clip", "J&F", "J", "F", "encoder runs", "ms"])
         for run in runs:
             j, f = 100 * np.mean(run.j), 100 * np.mean(run.f)
-            row = [100 * run.j_and_f, j, f, run.ms.get("all", float("nan"))]
+            row = [100 * run.j_and_f, j, f, run.encoder_runs, run.ms.get("all", float("nan"))]
             writer.writerow([run.variant, run.clip, *(f"{value:.2f}" for value in row)])
     if find_spec("matplotlib"):
         _plot(names, baseline, scores, folder / "scores.png")
@@ -115,7 +122,7 @@ def _confirmed(
     names: list[str], baseline: str, scores: Mapping[str, NDArray[np.float64]]
 ) -> list[str]:
     """The best variant of every second clip, and what it is worth on the clips between them."""
-    real = [name for name in names if not name.startswith("oracle")]
+    real = [name for name in names if name not in ORACLES]
     lines = []
     for first in (0, 1):
         best = max(real, key=lambda name: scores[name][first::2].mean())

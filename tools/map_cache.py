@@ -13,13 +13,17 @@ import persam_video as pv
 from persam_video.sam.image_encoder import SamImageEncoder
 from persam_video.types import Embedding, UInt8Array
 
+_CELL = 16
+"""Input pixels per cell of the coarsest map."""
+
 
 def code_version(*rooms: str) -> str:
-    """Hash of the source of some of the package's folders, all of it without arguments."""
+    """Hash of some of the package's folders and files; without arguments of all its source."""
     root = Path(pv.__file__).parent
-    folders = [root / room for room in rooms] or [root]
+    places = [root / room for room in rooms] or [root]
+    files = [f for place in places for f in (place.rglob("*.py") if place.is_dir() else [place])]
     digest = hashlib.sha256()
-    for path in sorted(path for folder in folders for path in folder.rglob("*.py")):
+    for path in sorted(files):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -28,7 +32,8 @@ class CachedEncoder:
     """Encodes each picture once per model, input size and version of the encoder's code.
 
     A picture is known by its pixels, so windows cut from frames are kept like frames. Maps are kept
-    as float16, and those of the padding are left out: about 10 MB for a 480p frame.
+    as float16, those inside the encoder without the padding: about 10 MB for a 480p frame. Nothing
+    is ever deleted.
 
     Args:
         encoder: The encoder.
@@ -37,27 +42,28 @@ class CachedEncoder:
 
     def __init__(self, encoder: SamImageEncoder, folder: Path) -> None:
         self._encoder = encoder
-        key = hashlib.sha256(f"{encoder.input_size} {code_version('sam')}".encode())
+        key = hashlib.sha256(f"{encoder.input_size} {code_version('sam', 'geometry.py')}".encode())
         for parameter in encoder.backbone.parameters():
             key.update(parameter.detach().float().cpu().numpy().tobytes())
         self._folder = folder / key.hexdigest()[:12]
         self._folder.mkdir(parents=True, exist_ok=True)
         self.seconds = 0.0
         """Time spent in here."""
-        self.encoded: list[float] = []
-        """Seconds of every picture that was not in the cache."""
+        self.calls = 0
+        """Pictures asked for."""
+        self.misses = 0
+        """Pictures that had to be encoded."""
 
     def encode(self, image_rgb: UInt8Array) -> Embedding:
         """As ``Encoder.encode``, but for the rounding to float16."""
         begin = time.perf_counter()
+        self.calls += 1
         digest = hashlib.sha256(image_rgb.tobytes() + str(image_rgb.shape).encode()).hexdigest()
         path = self._folder / f"{digest[:32]}.pt"
         if not path.exists():
-            started = time.perf_counter()
-            embedding = self._encoder.encode(image_rgb)
-            self.encoded.append(time.perf_counter() - started)
-            _save(embedding, path)
-        embedding = _load(path)
+            self.misses += 1
+            _save(self._encoder.encode(image_rgb), path)
+        embedding = _load(path, self._encoder.device)
         self.seconds += time.perf_counter() - begin
         return embedding
 
@@ -66,8 +72,9 @@ def _save(embedding: Embedding, path: Path) -> None:
     height, width = embedding.input_hw
     stages = []
     for stage in embedding.stages:
-        stride = embedding.input_size / stage.shape[3]
-        rows, columns = (int(-(-length // stride)) for length in (height, width))
+        stride = embedding.input_size // stage.shape[3]
+        # Whole cells of the coarsest map, so that pooling finds all that it averages.
+        rows, columns = (-(-length // _CELL) * _CELL // stride for length in (height, width))
         stages.append(stage[..., :rows, :columns].half().cpu().clone())
     parts = {
         "neck": embedding.neck.half().cpu(),
@@ -82,15 +89,15 @@ def _save(embedding: Embedding, path: Path) -> None:
     temporary.replace(path)
 
 
-def _load(path: Path) -> Embedding:
+def _load(path: Path, device: torch.device) -> Embedding:
     parts = torch.load(path, weights_only=True)
     stages = []
     for stage, side in zip(parts["stages"], parts["sides"], strict=True):
         whole = torch.zeros(1, stage.shape[1], side, side)
         whole[..., : stage.shape[2], : stage.shape[3]] = stage
-        stages.append(whole)
+        stages.append(whole.to(device))
     return Embedding(
-        neck=parts["neck"].float(),
+        neck=parts["neck"].float().to(device),
         stages=tuple(stages),
         source_hw=tuple(parts["source_hw"]),
         input_hw=tuple(parts["input_hw"]),

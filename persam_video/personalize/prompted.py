@@ -11,9 +11,11 @@ from torch import Tensor
 from persam_video.errors import PromptError
 from persam_video.geometry import box_to_sam, scale_box, scale_points
 from persam_video.sam.decoder import PromptBatch, SamDecoder, upscale_logits
-from persam_video.types import Candidates, Embedding, Prompt, UInt8Array, check_object_id
+from persam_video.types import Embedding, Prompt, UInt8Array, check_object_id
 
 _STABILITY_OFFSET = 1.0
+_NEARLY = 0.09
+"""Difference in rating within which the larger mask is taken."""
 
 
 def masks_from_prompts(
@@ -21,9 +23,9 @@ def masks_from_prompts(
 ) -> UInt8Array:
     """Label map of clicked and boxed objects.
 
-    Of SAM's masks the one with the highest predicted IoU x stability is taken: among the three of
-    the multimask output for points alone, which are ambiguous, and among all four with a box. One
-    more pass, prompted with that mask's logits, sharpens it.
+    Masks are rated by predicted IoU x stability. With a box, the best of SAM's four is taken.
+    Points alone are ambiguous, a shirt or the person in it: of the three masks of the multimask
+    output the largest is taken among those that are rated nearly as well as the best.
 
     Args:
         decoder: SAM's decoder.
@@ -66,18 +68,15 @@ def stability_score(logits: Tensor, offset: float = _STABILITY_OFFSET) -> Tensor
 
 def _best_mask(decoder: SamDecoder, embedding: Embedding, prompt: Prompt) -> Tensor:
     """(1, 1, 4h, 4w) logits of one object."""
-    batch = _to_batch(prompt, embedding, decoder.device)
-    first = _pick(decoder.decode(embedding, batch), skip_single=prompt.box_xyxy is None)
-    again = PromptBatch(batch.points_xy, batch.point_labels, batch.boxes_xyxy, first)
-    return _pick(decoder.decode(embedding, again), skip_single=False)
-
-
-def _pick(candidates: Candidates, *, skip_single: bool) -> Tensor:
-    rating = candidates.predicted_iou[0] * stability_score(candidates.logits[0])
-    if skip_single:
-        rating = torch.cat([rating[:1] - torch.inf, rating[1:]])
-    best = int(rating.argmax())
-    return candidates.logits[:, best : best + 1]
+    candidates = decoder.decode(embedding, _to_batch(prompt, embedding, decoder.device))
+    logits = candidates.logits[0]
+    rating = candidates.predicted_iou[0] * stability_score(logits)
+    if prompt.box_xyxy is not None:
+        return logits[rating.argmax()][None, None]
+    several, rating = logits[1:], rating[1:]
+    area = (several > 0).sum(dim=(1, 2))
+    area[rating < rating.max() - _NEARLY] = -1
+    return several[area.argmax()][None, None]
 
 
 def _to_batch(prompt: Prompt, embedding: Embedding, device: torch.device) -> PromptBatch:

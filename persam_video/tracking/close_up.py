@@ -20,7 +20,7 @@ from persam_video.sam.decoder import SamDecoder, upscale_logits
 from persam_video.sam.image_encoder import Encoder
 from persam_video.tracking.aggregation import soft_aggregate
 from persam_video.tracking.appearance_memory import AppearanceMemory
-from persam_video.tracking.features import FeatureSpace, FrameFeatures, grid_size
+from persam_video.tracking.features import GRID_STRIDE, FeatureSpace, FrameFeatures, grid_size
 from persam_video.tracking.grid import on_square, region_around
 from persam_video.tracking.objects import TrackedObject
 from persam_video.tracking.sharpening import sharpened
@@ -48,8 +48,8 @@ _DRIFT = 0.06
 _SPECK = 0.05
 """Parts under this share of the largest one do not widen the window."""
 _BAND = 9
-"""Cells around the whole frame's mask in which the close-up has a say; farther off it may take a
-background that it has never seen for the object."""
+"""Cells of the window around the whole frame's mask in which the close-up's own models have a say;
+farther off they may take a background that they have never seen for the object."""
 _OWN = 0.5
 """Its weight against the whole frame there."""
 _CERTAIN = 8.0
@@ -66,22 +66,28 @@ class CloseUps:
     """
 
     def __init__(self, encoder: Encoder, decoder: SamDecoder, config: TrackConfig) -> None:
-        self._parts = encoder, decoder, config
-        self._of: dict[int, CloseUp] = {}
+        self._encoder = encoder
+        self._decoder = decoder
+        self._config = config
+        self._by_id: dict[int, CloseUp] = {}
 
     def start(self, image_rgb: UInt8Array, labels: UInt8Array, ids: tuple[int, ...]) -> None:
         """Take the objects ``ids`` of a (H, W) uint8 label map as references in this frame."""
-        label_map = torch.from_numpy(labels)
+        device = self._decoder.device
         for object_id in ids:
-            self._of[object_id] = close_up = CloseUp(*self._parts)
-            mask = label_map == object_id
+            self._by_id[object_id] = close_up = self._new()
+            mask = torch.tensor(labels == object_id, device=device)
+            others = torch.tensor((labels != 0) & (labels != VOID), device=device) & ~mask
             logits = torch.where(mask, _CERTAIN, -_CERTAIN)
             if close_up.look(image_rgb, logits):
-                close_up.learn(logits, (label_map > 0) & (label_map != VOID) & ~mask)
+                close_up.learn(logits, others)
+
+    def _new(self) -> CloseUp:
+        return CloseUp(self._encoder, self._decoder, self._config)
 
     def remove(self, object_id: int) -> None:
         """Forget an object."""
-        self._of.pop(object_id, None)
+        self._by_id.pop(object_id, None)
 
     def refine(self, objects: list[TrackedObject], frame: Frame, full: Tensor) -> Tensor:
         """Look closer at the objects seen in a frame.
@@ -97,18 +103,26 @@ class CloseUps:
         Returns:
             (N, H, W) float32 logits, after the objects have competed again.
         """
-        looked = []
         refined = full.clone()
+        looked = []
         for i, obj in enumerate(objects):
-            close_up = self._of.setdefault(obj.object_id, CloseUp(*self._parts))
+            if obj.object_id not in self._by_id:
+                self._by_id[obj.object_id] = self._new()
+            close_up = self._by_id[obj.object_id]
             if close_up.look(frame.image_rgb, full[i]):
                 refined[i] = close_up.refine(full[i])
                 looked.append((i, obj, close_up))
+        if not looked:
+            return full
         refined = soft_aggregate(refined)
         taken = refined > 0
         for i, obj, close_up in looked:
-            if taken[i].any() and obj.state is ObjectState.TRACKED:
+            if not taken[i].any():
+                # The whole frame has found it; a close-up that sees nothing there is wrong.
+                refined[i] = torch.where(taken.any(dim=0), -_CERTAIN, full[i])
+            elif obj.state is ObjectState.TRACKED:
                 close_up.learn(refined[i], taken.any(dim=0) & ~taken[i])
+            close_up.forget_view()
         return refined
 
 
@@ -140,7 +154,8 @@ class CloseUp:
             logits: (H, W) float32, the object in it.
 
         Returns:
-            Whether there is a close-up: not of an empty mask, nor of one that fills the frame.
+            Whether there is a close-up: not of an empty mask, nor of an object longer than about
+            half of the frame.
         """
         self._view = None
         window = self._follow((logits > 0).cpu().numpy())
@@ -176,9 +191,10 @@ class CloseUp:
             logits: (H, W) float32, the object in it.
             rivals: (H, W) bool, where other objects are.
         """
-        if self._view is None:
-            return
+        assert self._view is not None
         window, embedding, frame = self._view
+        if not (logits[window.slices] > 0).any():
+            return
         mask = _shrunk(logits.sigmoid()[window.slices], embedding)
         others = _shrunk(rivals[window.slices].float(), embedding) > 0.5
         region = region_around(mask, self._config.region_padding) | others
@@ -190,6 +206,10 @@ class CloseUp:
             self._model.update(frame, mask, region, others)
             self._memory.update(frame.looks, mask, region)
 
+    def forget_view(self) -> None:
+        """Let go of the frame's features, which are large."""
+        self._view = None
+
     def _prior(
         self, window: Window, embedding: Embedding, frame: FrameFeatures, logits: Tensor
     ) -> Tensor:
@@ -198,7 +218,8 @@ class CloseUp:
         coarse = _shrunk(logits[window.slices], embedding).clamp(-limit, limit)
         if self._model is None:
             return coarse
-        inside = (coarse > 0).float()[None]
+        # A thin object fills no cell, so a cell counts that one pixel of it lies in.
+        inside = F.adaptive_max_pool2d((logits[window.slices] > 0).float()[None], coarse.shape)
         region = F.max_pool2d(inside, 2 * _BAND + 1, stride=1, padding=_BAND)[0] > 0
         score = self._model.weights @ frame.cells[:, region]
         remembered = self._memory.score(frame.looks[:, region])
@@ -218,11 +239,11 @@ class CloseUp:
         if not _STEADY[0] * self._side <= wanted <= _STEADY[1] * self._side:
             self._side, self._window = wanted, None
         if self._side > _LARGEST * longest:
+            self._side, self._window = 0.0, None
             return None
         size_hw = (mask.shape[0], mask.shape[1])
-        window = window_around(box, round(self._side), size_hw)
-        old = self._window
-        if old is None or old.distance(window) > _DRIFT * self._side:
+        window, old = window_around(box, round(self._side), size_hw), self._window
+        if old is None or not old.is_near(window, _DRIFT * self._side):
             self._window = window
         return self._window
 
@@ -239,6 +260,8 @@ def _main_box(mask: BoolArray) -> Float32Array | None:
 
 def _shrunk(pixels: Tensor, embedding: Embedding) -> Tensor:
     """(H, W) float32 of the embedding's picture -> (h, w) averages over its feature grid."""
-    return F.interpolate(pixels[None, None], grid_size(embedding), mode="bilinear", antialias=True)[
-        0, 0
-    ]
+    height, width = embedding.input_hw
+    inside = F.interpolate(pixels[None, None], (height, width), mode="bilinear", antialias=True)
+    rows, columns = grid_size(embedding)
+    edge = (0, columns * GRID_STRIDE - width, 0, rows * GRID_STRIDE - height)
+    return F.avg_pool2d(F.pad(inside, edge, mode="replicate"), GRID_STRIDE)[0, 0]

@@ -27,7 +27,6 @@ from persam_video.types import Embedding, ObjectState
 _ALIKE = 0.5
 """Share of the running likeness from which on the features do not speak against the object."""
 
-
 _GAP = 2
 """Cells by which parts of one place are grown, so that those nearer than twice that are one."""
 
@@ -114,29 +113,37 @@ class PropagationMethod:
         prior = torch.full(region.shape, -limit, device=region.device)
         prior[region] = (config.gain * score).clamp(-limit, limit)
         if obj.frames_lost > 0:
-            looks = obj.memory.score(frame.looks.flatten(1)).view_as(prior)
-            prior = self._best_place(prior, prior + config.gain * looks)
+            prior = self._best_place(obj, prior, frame)
         return prior
 
-    def _best_place(self, prior: Tensor, evidence: Tensor) -> Tensor:
+    def _best_place(self, obj: TrackedObject, prior: Tensor, frame: FrameFeatures) -> Tensor:
         """Leave one place of those where a lost object could be: the one with the most evidence.
 
         In a whole frame other things look like parts of it; taken in with it, they would be learnt.
+        Evidence is the sum over a place's cells of their logits and of what the appearance memory
+        says about them.
 
         Args:
-            prior: (h, w) logits.
-            evidence: (h, w) logits; its sum over the cells of a place counts.
+            obj: The object.
+            prior: (h, w) logits over the whole frame.
+            frame: The frame's features.
 
         Returns:
             (h, w) logits.
         """
-        grown = ndimage.binary_dilation((prior > 0).cpu().numpy(), iterations=_GAP)
+        inside = prior > 0
+        grown = ndimage.binary_dilation(inside.cpu().numpy(), iterations=_GAP)
         places, count = ndimage.label(grown)
         if count < 2:
             return prior
-        cells = (evidence.clamp_min(0) * (prior > 0)).cpu().numpy()
-        best = int(ndimage.sum_labels(cells, places, np.arange(1, count + 1)).argmax()) + 1
-        kept = torch.from_numpy(places == best).to(prior.device)
+        evidence = torch.zeros_like(prior)
+        evidence[inside] = prior[inside]
+        if self._config.memory_share:
+            evidence[inside] += self._config.gain * obj.memory.score(frame.looks[:, inside])
+        sums = ndimage.sum_labels(
+            evidence.clamp_min(0).cpu().numpy(), places, np.arange(1, count + 1)
+        )
+        kept = torch.from_numpy(places == int(sums.argmax()) + 1).to(prior.device)
         return torch.where(kept, prior, -self._config.logit_limit)
 
     def remember(self, objects: list[TrackedObject], embedding: Embedding) -> None:
