@@ -153,7 +153,8 @@ class TrackConfig(_Checked):
     )
     close_up: bool = setting(
         False,
-        "track: encode the window around each object as well; one more encoder run per object",
+        "track: encode the window around each object as well, if that is no longer than about half "
+        "of the frame; one more encoder run per frame and object",
     )
     uncertain_below: float = setting(
         0.5, "score under which a mask is uncertain", low=0.0, high=1.0

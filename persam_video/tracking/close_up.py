@@ -8,6 +8,8 @@ whole frame's, since the window has not seen the background that is about to com
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 from scipy import ndimage
@@ -66,24 +68,19 @@ class CloseUps:
     """
 
     def __init__(self, encoder: Encoder, decoder: SamDecoder, config: TrackConfig) -> None:
-        self._encoder = encoder
-        self._decoder = decoder
-        self._config = config
+        self._new = partial(CloseUp, encoder, decoder, config)
+        self._device = decoder.device
         self._by_id: dict[int, CloseUp] = {}
 
     def start(self, image_rgb: UInt8Array, labels: UInt8Array, ids: tuple[int, ...]) -> None:
         """Take the objects ``ids`` of a (H, W) uint8 label map as references in this frame."""
-        device = self._decoder.device
         for object_id in ids:
             self._by_id[object_id] = close_up = self._new()
-            mask = torch.tensor(labels == object_id, device=device)
-            others = torch.tensor((labels != 0) & (labels != VOID), device=device) & ~mask
+            mask = torch.tensor(labels == object_id, device=self._device)
+            others = torch.tensor((labels != 0) & (labels != VOID), device=self._device) & ~mask
             logits = torch.where(mask, _CERTAIN, -_CERTAIN)
             if close_up.look(image_rgb, logits):
                 close_up.learn(logits, others)
-
-    def _new(self) -> CloseUp:
-        return CloseUp(self._encoder, self._decoder, self._config)
 
     def remove(self, object_id: int) -> None:
         """Forget an object."""
