@@ -139,6 +139,12 @@ class TrackConfig(_Checked):
     memory_share: float = setting(
         0.5, "track: weight of the appearance memory against the target model", low=0.0, high=1.0
     )
+    background: float = setting(
+        2.0,
+        "track: logits for a place that has changed against the still background, and against one "
+        "that looks as it did, 0 = off",
+        low=0.0,
+    )
     region_padding: int = setting(
         9, "track: cells of 8 input pixels searched around the previous mask", low=1, high=256
     )

@@ -25,6 +25,18 @@ def on_square(grid: Tensor, embedding: Embedding) -> Tensor:
     return F.interpolate(padded[:, None], (side, side), mode="bilinear")[:, 0]
 
 
+def over_square(picture: Tensor, embedding: Embedding) -> Tensor:
+    """(h', w') over the whole frame, of any size -> (4h, 4w) over the square, padded by 0."""
+    side = embedding.input_size // 4
+    height, width = (max(1, round(length / 4)) for length in embedding.input_hw)
+    square = picture.new_zeros(side, side)
+    resized = F.interpolate(
+        picture[None, None], (height, width), mode="bilinear", antialias=True, align_corners=False
+    )
+    square[:height, :width] = resized[0, 0]
+    return square
+
+
 def region_around(mask: Tensor, padding: int) -> Tensor:
     """(h, w) share of each cell -> bool cells of the mask's box grown by ``padding`` cells."""
     inside = mask > 0.5

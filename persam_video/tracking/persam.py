@@ -64,8 +64,13 @@ class PersamMethod:
         for obj, logits in zip(objects, candidates.logits, strict=True):
             obj.scale_weights = fit_scale_weights(logits[1:], (obj.logits > 0).float())
 
-    def segment(self, objects: list[TrackedObject], embedding: Embedding) -> tuple[Tensor, Tensor]:
-        """Masks of N objects in a new frame: (N, 4h, 4w) logits and (N,) scores in [0, 1]."""
+    def segment(
+        self, objects: list[TrackedObject], embedding: Embedding, change: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Masks of N objects in a new frame: (N, 4h, 4w) logits and (N,) scores in [0, 1].
+
+        ``change`` is for method "track"; the paper's method looks at single frames.
+        """
         prompts, guidance = self._prompts(objects, embedding)
         weights = None
         if self._learn_scales:

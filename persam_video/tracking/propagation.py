@@ -17,7 +17,7 @@ from torch import Tensor
 from persam_video.config import PersonalizeConfig, TrackConfig
 from persam_video.sam.decoder import SamDecoder
 from persam_video.tracking.features import FeatureSpace, FrameFeatures
-from persam_video.tracking.grid import on_grid, on_square, region_around
+from persam_video.tracking.grid import on_grid, on_square, over_square, region_around
 from persam_video.tracking.objects import TrackedObject
 from persam_video.tracking.persam import PersamMethod, relative_likeness, remember_likeness
 from persam_video.tracking.sharpening import sharpened
@@ -79,28 +79,71 @@ class PropagationMethod:
             self._frame = embedding, self._space.features(embedding)
         return self._frame[1]
 
-    def segment(self, objects: list[TrackedObject], embedding: Embedding) -> tuple[Tensor, Tensor]:
-        """Masks of N objects in a new frame: (N, 4h, 4w) logits and (N,) scores in [0, 1]."""
+    def segment(
+        self, objects: list[TrackedObject], embedding: Embedding, change: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Masks of N objects in a new frame.
+
+        Args:
+            objects: The objects.
+            embedding: Of the frame.
+            change: (h', w') float32 in [-1, 1], what ``Background.look`` says about the frame.
+
+        Returns:
+            (N, 4h, 4w) float32 logits and (N,) scores in [0, 1].
+        """
         side = embedding.input_size // 4
         logits = torch.zeros((len(objects), side, side), device=embedding.neck.device)
         scores = torch.zeros(len(objects), device=embedding.neck.device)
         for method, known in ((self._propagate, True), (self._persam.segment, False)):
             places = [i for i, o in enumerate(objects) if (o.model is not None) is known]
             if places:
-                logits[places], scores[places] = method([objects[i] for i in places], embedding)
+                logits[places], scores[places] = method(
+                    [objects[i] for i in places], embedding, change
+                )
         return logits, scores
 
     def _propagate(
-        self, objects: list[TrackedObject], embedding: Embedding
+        self, objects: list[TrackedObject], embedding: Embedding, change: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """``segment`` for objects that have a target model."""
-        prior = torch.stack([self._prior(obj, embedding) for obj in objects])
+        moved = self._moved(objects, embedding, change)
+        prior = torch.stack(
+            [
+                self._prior(obj, embedding, near)
+                for obj, near in zip(objects, on_grid(moved, embedding), strict=True)
+            ]
+        )
         logits = sharpened(on_square(prior, embedding), embedding, self._decoder, self._config)
+        logits = logits + moved
         alike = relative_likeness(objects, logits, embedding)
         return logits, _certainty(logits) * (alike / _ALIKE).clamp(0, 1)
 
-    def _prior(self, obj: TrackedObject, embedding: Embedding) -> Tensor:
-        """(h, w) logits on the feature grid; the lowest ones outside the search region."""
+    def _moved(
+        self, objects: list[TrackedObject], embedding: Embedding, change: Tensor | None
+    ) -> Tensor:
+        """(N, 4h, 4w) logits for each of the objects, from what has changed in the frame.
+
+        What has come where another object is expected is that one. A lost object can have been
+        learnt as background, so nothing is said about it.
+        """
+        expected = torch.stack([obj.expected_logits() for obj in objects]) > 0
+        if change is None:
+            return torch.zeros_like(expected, dtype=torch.float32)
+        logits = self._config.background * over_square(change.to(expected.device), embedding)
+        count = expected.sum(dim=0)
+        moved = torch.where(count - expected.int() > 0, logits.clamp_max(0), logits)
+        seen = torch.tensor([obj.frames_lost == 0 for obj in objects], device=expected.device)
+        return moved * seen[:, None, None]
+
+    def _prior(self, obj: TrackedObject, embedding: Embedding, moved: Tensor) -> Tensor:
+        """(h, w) logits on the feature grid; the lowest ones outside the search region.
+
+        Args:
+            obj: The object.
+            embedding: Of the frame.
+            moved: (h, w) logits of ``_moved`` on the feature grid.
+        """
         assert obj.model is not None
         config, frame = self._config, self._features(embedding)
         region = self._search_region(obj, embedding)
@@ -111,7 +154,8 @@ class PropagationMethod:
             score = torch.lerp(score, remembered, config.memory_share)
         limit = config.logit_limit
         prior = torch.full(region.shape, -limit, device=region.device)
-        prior[region] = (config.gain * score).clamp(-limit, limit)
+        prior[region] = (config.gain * score).clamp(-limit, limit) + moved[region]
+        prior = prior.clamp(-limit, limit)
         if obj.frames_lost > 0:
             prior = self._best_place(obj, prior, frame)
         return prior

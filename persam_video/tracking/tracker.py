@@ -21,6 +21,7 @@ from persam_video.sam.decoder import SamDecoder, upscale_logits
 from persam_video.sam.image_encoder import Encoder
 from persam_video.sam.models import load_sam
 from persam_video.tracking.aggregation import label_map, soft_aggregate
+from persam_video.tracking.background import Background
 from persam_video.tracking.close_up import CloseUps
 from persam_video.tracking.motion import Motion
 from persam_video.tracking.objects import TrackedObject, without_strays
@@ -48,8 +49,13 @@ class Method(Protocol):
     ) -> None:
         """Take each object's ``logits`` as its reference in a frame, or in another picture."""
 
-    def segment(self, objects: list[TrackedObject], embedding: Embedding) -> tuple[Tensor, Tensor]:
-        """(N, 4h, 4w) logits and (N,) scores of the objects in a new frame."""
+    def segment(
+        self, objects: list[TrackedObject], embedding: Embedding, change: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(N, 4h, 4w) logits and (N,) scores of the objects in a new frame.
+
+        ``change`` is what ``Background.look`` says about it.
+        """
 
     def remember(self, objects: list[TrackedObject], embedding: Embedding) -> None:
         """Learn from the frame just segmented, after the objects have competed for its pixels."""
@@ -99,8 +105,12 @@ class Tracker:
         self._latest: tuple[Frame, Embedding] | None = None
         self._method = self._make_method()
         self._close_ups: CloseUps | None = None
-        if self._track.close_up and self._track.method == "track":
-            self._close_ups = CloseUps(self.encoder, self._decoder, self._track)
+        self._background: Background | None = None
+        if self._track.method == "track":
+            if self._track.close_up:
+                self._close_ups = CloseUps(self.encoder, self._decoder, self._track)
+            if self._track.background > 0:
+                self._background = Background()
 
     @property
     def object_ids(self) -> tuple[int, ...]:
@@ -127,8 +137,10 @@ class Tracker:
         self.reset()
         embedding = embedding or self.encoder.encode(frame.image_rgb)
         self._latest = frame, embedding
+        if self._background:
+            self._background.look(frame.image_rgb)
         self._learn(labels, embedding)
-        return self._result(frame, self._reference_labels(labels))
+        return self._finish(frame, self._reference_labels(labels))
 
     @torch.inference_mode()
     def start_from_photo(self, image_rgb: UInt8Array, labels: UInt8Array) -> None:
@@ -163,9 +175,10 @@ class Tracker:
         embedding = embedding or self.encoder.encode(frame.image_rgb)
         self._latest = frame, embedding
         objects = self._in_order()
+        change = self._background.look(frame.image_rgb) if self._background else None
         if not objects:
-            return self._result(frame, label_map(torch.zeros(1, *frame.size_hw), [0]))
-        claimed, scores = self._method.segment(objects, embedding)
+            return self._finish(frame, label_map(torch.zeros(1, *frame.size_hw), [0]))
+        claimed, scores = self._method.segment(objects, embedding, change)
         claimed = without_strays(claimed, objects)
         logits = soft_aggregate(claimed)
         scores = scores * _kept_share(claimed, logits)
@@ -178,8 +191,8 @@ class Tracker:
             full = self._close_ups.refine(seen, frame, full)
         self._method.remember(objects, embedding)
         if full is None:
-            return self._result(frame, label_map(torch.zeros(1, *frame.size_hw), [0]))
-        return self._result(frame, label_map(full, [obj.object_id for obj in seen]))
+            return self._finish(frame, label_map(torch.zeros(1, *frame.size_hw), [0]))
+        return self._finish(frame, label_map(full, [obj.object_id for obj in seen]))
 
     @torch.inference_mode()
     def add(self, labels: UInt8Array) -> None:
@@ -283,6 +296,8 @@ class Tracker:
         self._objects.update((obj.object_id, obj) for obj in learnt)
         if self._close_ups and in_clip and self._latest:
             self._close_ups.start(self._latest[0].image_rgb, labels, object_ids(labels))
+        if self._background and in_clip:
+            self._background.forget(labels > 0)
 
     def _reference_labels(self, labels: UInt8Array) -> UInt8Array:
         """The reference without void pixels."""
@@ -290,7 +305,9 @@ class Tracker:
         shown[~torch.isin(torch.from_numpy(labels), torch.tensor(self.object_ids)).numpy()] = 0
         return shown
 
-    def _result(self, frame: Frame, labels: UInt8Array) -> TrackResult:
+    def _finish(self, frame: Frame, labels: UInt8Array) -> TrackResult:
+        if self._background:
+            self._background.learn(labels > 0)
         return TrackResult(
             frame_index=frame.index,
             time_s=frame.time_s,

@@ -1,0 +1,219 @@
+"""What stands still: a picture of the background that moves along with the camera.
+
+An object that folds, opens or turns looks unlike its reference, and then no model of its looks
+finds all of it. But where a camera's motion is accounted for, a place that looks as it did a moment
+ago is still background, and one that does not has been entered by something that moves: background
+subtraction, with one adapting mean and spread per pixel (Wren et al., "Pfinder", 1997, section 3)
+behind a homography between frames. What comes out from behind the object has not been seen before,
+so nothing is said about it; and where places change far and wide (smoke, water, parallax, a crowd),
+nothing is said at all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from persam_video.types import BoolArray, Float32Array, UInt8Array
+
+_LONGEST = 512
+"""Longer side in pixels at which pictures are compared."""
+_LIGHTNESS = 0.6
+"""Weight of a difference in lightness against one in colour: a shadow is no object."""
+_NOISE = 3.0
+"""CIELAB units; a pixel that differs by less spreads no further."""
+_STILL, _CHANGING, _CHANGED = 1.5, 2.0, 5.0
+"""Spreads by which a pixel differs: below the first it is the same to some degree, from the second
+to the third it has changed more and more."""
+_EDGE = 0.3, 0.6
+"""Share of the largest difference nearby that is the blur of an edge, and that is not."""
+_LEARNT = 0.5
+"""Share of a new frame in the background's mean."""
+_SPREAD_LEARNT = 0.2
+"""Share of a new frame in its spread."""
+_AROUND_MASK = 2
+"""Pixels beside a mask that are not learnt as background."""
+_NEARBY = 40
+"""Pixels around a mask in which changes of the background are counted."""
+_FALSE_ALARMS = 0.01, 0.04
+"""Share of changed background there up to which changes are believed, and from which not."""
+_DISTRUST = 0.05
+"""Share that a new background starts with: its first frames have to earn belief."""
+_ALARMS_LEARNT = 0.3
+"""Share of a new frame in the share of false alarms."""
+_ALARM = 3.5
+"""Spreads by which a background pixel differs that counts as a false alarm."""
+_ONE_PLANE = 0.3, 0.6
+"""Share of the corners that move with the homography at which it is not believed, and is."""
+_CORNERS, _FEWEST_CORNERS = 400, 12
+
+
+class Background:
+    """The background of one clip, seen from the latest frame.
+
+    Call ``look`` with a frame, then ``learn`` with what was found in it. Its size does not depend
+    on the clip's length.
+    """
+
+    def __init__(self) -> None:
+        self._view: _View | None = None
+        self._mean: Float32Array = np.zeros((0, 0, 3), np.float32)
+        self._spread: Float32Array = np.zeros((0, 0), np.float32)
+        self._known: BoolArray = np.zeros((0, 0), np.bool_)
+        self._objects: BoolArray = np.zeros((0, 0), np.bool_)
+        self._false_alarms = _DISTRUST
+
+    def look(self, image_rgb: UInt8Array) -> Tensor:
+        """Compare a new frame with the background.
+
+        Args:
+            image_rgb: (H, W, 3) uint8 RGB.
+
+        Returns:
+            (h, w) float32 in [-1, 1] over the whole frame, h, w <= 512: +1 where something has
+            come, -1 where all is as it was, 0 where nothing is known.
+        """
+        gray, colours = _reduced(image_rgb)
+        old, shape = self._view, gray.shape
+        moved, one_plane = None, 0.0
+        if old is not None and old.gray.shape == shape:
+            moved, one_plane = _camera_motion(old.gray, gray, ~self._objects)
+        if moved is None:
+            self._mean, self._spread = colours, np.full(shape, _NOISE, np.float32)
+            self._known = self._objects = np.zeros(shape, np.bool_)
+            self._false_alarms = _DISTRUST
+        else:
+            self._mean = _warped(self._mean, moved)
+            self._spread = _warped(self._spread, moved)
+            # Interpolation takes a rim off what is known with every motion, and with it what has
+            # been behind the object for so long that its place is no longer certain.
+            self._known = _warped(self._known.astype(np.float32), moved) > 0.99
+        difference = _difference(colours, self._mean)
+        usual = float(np.percentile(difference[self._known], 70)) if self._known.any() else 0.0
+        spread = np.maximum(self._spread, max(usual, _NOISE))
+        spreads = np.asarray(difference / spread, np.float32)
+        self._view = _View(gray, colours, difference, spreads)
+        trust = _ramp(one_plane, *_ONE_PLANE) * (1 - _ramp(self._false_alarms, *_FALSE_ALARMS))
+        largest = cv2.dilate(difference, np.ones((7, 7), np.uint8))
+        edge = _ramp(np.asarray(difference / np.maximum(largest, 1e-3), np.float32), *_EDGE)
+        change = _ramp(spreads, _CHANGING, _CHANGED) * edge - np.clip(_STILL - spreads, 0, 1)
+        change *= self._known * trust
+        return torch.from_numpy(cv2.GaussianBlur(change.astype(np.float32), (0, 0), 1.0))
+
+    def learn(self, objects: BoolArray) -> None:
+        """Take what is not an object in the frame just looked at as background.
+
+        Args:
+            objects: (H, W) bool, all objects in it.
+        """
+        view = self._view
+        assert view is not None
+        self._objects = taken = _grown(_covered(objects, view.gray.shape), _AROUND_MASK)
+        free, known = ~taken, self._known & ~taken
+        nearby = known & _grown(taken, _NEARBY)
+        alarms = float((view.spreads[nearby] > _ALARM).mean()) if nearby.sum() > 50 else 0.0
+        self._false_alarms += _ALARMS_LEARNT * (alarms - self._false_alarms)
+        new = free & ~known
+        self._mean[new] = view.colours[new]
+        self._mean[known] += _LEARNT * (view.colours - self._mean)[known]
+        self._spread[new] = _NOISE
+        self._spread[known] += _SPREAD_LEARNT * (view.difference - self._spread)[known]
+        self._known |= free
+
+    def forget(self, objects: BoolArray) -> None:
+        """What was learnt as background in the latest frame is an object after all.
+
+        Args:
+            objects: (H, W) bool.
+        """
+        assert self._view is not None
+        taken = _grown(_covered(objects, self._view.gray.shape), _AROUND_MASK)
+        self._objects = self._objects | taken
+        self._known = self._known & ~taken
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What is kept of the latest frame: all (h, w), colours (h, w, 3)."""
+
+    gray: UInt8Array
+    colours: Float32Array
+    difference: Float32Array
+    spreads: Float32Array
+
+
+def _reduced(image_rgb: UInt8Array) -> tuple[UInt8Array, Float32Array]:
+    """(h, w) uint8 grey values and (h, w, 3) float32 smoothed CIELAB of a smaller picture."""
+    height, width = image_rgb.shape[:2]
+    scale = min(1.0, _LONGEST / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    small = cv2.resize(image_rgb, size, interpolation=cv2.INTER_AREA)
+    lab = cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    colours = cv2.GaussianBlur(lab, (0, 0), 1.0) * np.array([_LIGHTNESS, 1, 1], np.float32)
+    gray = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
+    return np.asarray(gray, np.uint8), np.asarray(colours, np.float32)
+
+
+def _camera_motion(
+    before: UInt8Array, after: UInt8Array, background: BoolArray
+) -> tuple[NDArray[np.float64] | None, float]:
+    """Homography from one frame to the next and the share of the corners that move with it.
+
+    None where the two do not show the same place from nearby.
+    """
+    corners = cv2.goodFeaturesToTrack(
+        before, _CORNERS, 0.005, 7, mask=background.astype(np.uint8) * 255
+    )
+    if corners is None or len(corners) < _FEWEST_CORNERS:
+        return None, 0.0
+    found, status, _ = cv2.calcOpticalFlowPyrLK(  # type: ignore[call-overload]
+        before, after, corners, None, winSize=(21, 21), maxLevel=4
+    )
+    seen = status[:, 0] > 0
+    if seen.sum() < _FEWEST_CORNERS:
+        return None, 0.0
+    moved, fits = cv2.findHomography(corners[seen], found[seen], cv2.RANSAC, 1.5)
+    if moved is None or fits.mean() < _ONE_PLANE[0]:
+        return None, 0.0
+    return moved, float(fits.mean())
+
+
+def _difference(colours: Float32Array, mean: Float32Array) -> Float32Array:
+    """(h, w) float32 distance of each pixel to the most similar one within one pixel."""
+    height, width = colours.shape[:2]
+    padded = cv2.copyMakeBorder(mean, 1, 1, 1, 1, cv2.BORDER_REPLICATE)
+    nearest = np.full((height, width), np.inf, np.float32)
+    for row in range(3):
+        for column in range(3):
+            apart = colours - padded[row : row + height, column : column + width]
+            np.minimum(nearest, np.einsum("hwc,hwc->hw", apart, apart), out=nearest)
+    return np.sqrt(nearest)
+
+
+def _warped(picture: Float32Array, moved: NDArray[np.float64]) -> Float32Array:
+    """A picture as seen after the camera's motion; 0 where it had not been seen."""
+    height, width = picture.shape[:2]
+    warped = cv2.warpPerspective(picture, moved, (width, height), flags=cv2.INTER_LINEAR)
+    return np.asarray(warped, np.float32)
+
+
+def _covered(mask: BoolArray, shape: tuple[int, ...]) -> BoolArray:
+    """(H, W) -> (h, w) bool, the pixels that any of it lies in."""
+    small = cv2.resize(mask.astype(np.float32), (shape[1], shape[0]), interpolation=cv2.INTER_AREA)
+    return np.asarray(small > 0, np.bool_)
+
+
+def _grown(mask: BoolArray, pixels: int) -> BoolArray:
+    side = 2 * pixels + 1
+    return cv2.dilate(mask.astype(np.uint8), np.ones((side, side), np.uint8)) > 0
+
+
+def _ramp(values: Float32Array | float, low: float, high: float) -> Float32Array:
+    """0 up to ``low``, 1 from ``high`` on, linear between."""
+    ramp: Float32Array = np.clip((np.asarray(values, np.float32) - low) / (high - low), 0, 1)
+    return ramp

@@ -1,0 +1,188 @@
+"""What stands still: on pictures whose truth is known, and what the tracker makes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from composed import CachingEncoder, compose, read_cutout
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from persam_video.config import EncoderConfig, TrackConfig
+from persam_video.evaluation.metrics import region_similarity
+from persam_video.sam.models import load_sam
+from persam_video.tracking.background import Background
+from persam_video.tracking.tracker import Tracker
+from persam_video.types import BoolArray, UInt8Array
+
+HEIGHT, WIDTH = 144, 256
+NOTHING = np.zeros((HEIGHT, WIDTH), np.bool_)
+
+
+def scenery(seed: int = 0, size_hw: tuple[int, int] = (HEIGHT, 2 * WIDTH)) -> UInt8Array:
+    """(H, W, 3) uint8, soft grey-green blobs with corners enough to follow."""
+    rng = np.random.default_rng(seed)
+    blobs = cv2.GaussianBlur(rng.normal(size=(*size_hw, 1)).astype(np.float32), (0, 0), 3)
+    shade = 110 + 400 * np.asarray(blobs).reshape(*size_hw, 1)
+    return np.clip(shade + np.array([-20.0, 20.0, -20.0]), 0, 255).astype(np.uint8)
+
+
+def with_thing(picture: UInt8Array, left: int, top: int = 50) -> tuple[UInt8Array, BoolArray]:
+    """A red square of 40 pixels pasted into a picture, and where it is."""
+    image, mask = picture.copy(), np.zeros(picture.shape[:2], np.bool_)
+    image[top : top + 40, left : left + 40] = (200, 40, 40)
+    mask[top : top + 40, left : left + 40] = True
+    return image, mask
+
+
+def settled(pictures: list[UInt8Array], masks: list[BoolArray] | None = None) -> Background:
+    """A background that has seen pictures, with objects where the masks say."""
+    background = Background()
+    for i, picture in enumerate(pictures):
+        background.look(picture)
+        background.learn(masks[i] if masks else np.zeros(picture.shape[:2], np.bool_))
+    return background
+
+
+def test_first_frame_says_nothing() -> None:
+    change = Background().look(scenery()[:, :WIDTH])
+    assert change.shape == (HEIGHT, WIDTH)
+    assert change.dtype == torch.float32
+    assert not change.any()
+
+
+def test_still_camera_tells_what_has_come_from_what_stayed() -> None:
+    still = scenery()[:, :WIDTH]
+    background = settled([still] * 10)
+    image, mask = with_thing(still, 100)
+    change = background.look(image).numpy()
+    inside = cv2.erode(mask.astype(np.uint8), np.ones((7, 7))) > 0
+    outside = cv2.dilate(mask.astype(np.uint8), np.ones((13, 13))) == 0
+    assert change[inside].min() > 0.8
+    assert change[2:-2, 2:-2][outside[2:-2, 2:-2]].max() < -0.8
+
+
+def test_edges_of_what_has_come_are_not_grown() -> None:
+    """Half-way between the two colours is where the thing ends."""
+    still = scenery()[:, :WIDTH]
+    background = settled([still] * 10)
+    image, mask = with_thing(still, 100)
+    found = background.look(image).numpy() > 0
+    assert region_similarity(found, mask) > 0.9
+
+
+@settings(max_examples=10, deadline=None)
+@given(step=st.tuples(st.integers(-6, 6), st.integers(-2, 2)))
+def test_pan_is_accounted_for(step: tuple[int, int]) -> None:
+    wide = scenery(size_hw=(HEIGHT + 60, 2 * WIDTH))
+    places = [(128 + step[0] * i, 30 + step[1] * i) for i in range(12)]
+    views = [wide[y : y + HEIGHT, x : x + WIDTH] for x, y in places]
+    background = settled(views[:-1])
+    image, mask = with_thing(views[-1], 100)
+    change = background.look(image).numpy()
+    assert change[mask].mean() > 0.7
+    assert (change[~mask] > 0.5).mean() < 0.02
+    assert (change[20:-20, 20:-20][~mask[20:-20, 20:-20]] < -0.5).mean() > 0.7
+
+
+def test_what_comes_into_view_or_out_from_behind_is_unknown() -> None:
+    wide = scenery()
+    views = [wide[:, 6 * i : 6 * i + WIDTH] for i in range(8)]
+    hidden = [with_thing(view, 60) for view in views]
+    background = settled([image for image, _ in hidden], [mask for _, mask in hidden])
+    image, _ = with_thing(wide[:, 48 : 48 + WIDTH], 160)
+    change = background.look(image).numpy()
+    assert (
+        np.abs(change[:, -3:]).max() < 0.01
+    )  # the camera moves 6 pixels to the right with every frame
+    still = scenery()[:, :WIDTH]
+    image, mask = with_thing(still, 60)
+    background = settled([image] * 10, [mask] * 10)
+    uncovered = background.look(with_thing(still, 160)[0]).numpy()
+    inside = cv2.erode(mask.astype(np.uint8), np.ones((9, 9))) > 0
+    assert np.abs(uncovered[inside]).max() < 0.01
+
+
+def test_belief_is_earned() -> None:
+    still = scenery()[:, :WIDTH]
+    image, mask = with_thing(still, 100)
+    early = settled([still] * 1).look(image).numpy()[mask].max()
+    late = settled([still] * 10).look(image).numpy()[mask].max()
+    assert early < 0.2
+    assert late > 0.9
+
+
+def test_smoke_is_not_believed() -> None:
+    """Where what surrounds the object changes all the time, a change says nothing."""
+    still = scenery()[:, :WIDTH]
+    rng = np.random.default_rng(1)
+    background = Background()
+    _, mask = with_thing(still, 100)
+    for _ in range(12):
+        puffs = cv2.GaussianBlur(rng.normal(size=(HEIGHT, WIDTH)).astype(np.float32), (0, 0), 6)
+        smoky = np.where(np.asarray(puffs)[..., None] > 0.06, 235, still).astype(np.uint8)
+        change = background.look(with_thing(smoky, 100)[0])
+        background.learn(mask)
+    assert change.abs().max() < 0.2
+
+
+def test_a_cut_starts_anew() -> None:
+    background = settled([scenery()[:, :WIDTH]] * 10)
+    other = scenery(seed=5)[:, :WIDTH]
+    assert not background.look(other).any()
+    background.learn(NOTHING)
+    assert background.look(with_thing(other, 100)[0]).abs().max() < 0.2
+
+
+def test_frames_of_another_size_start_anew() -> None:
+    background = settled([scenery()[:, :WIDTH]] * 10)
+    change = background.look(scenery()[:100, :200])
+    assert change.shape == (100, 200)
+    assert not change.any()
+
+
+@pytest.mark.parametrize("size_hw", [(1, 1), (3, 700), (144, 256)])
+def test_pictures_without_corners(size_hw: tuple[int, int]) -> None:
+    flat = np.full((*size_hw, 3), 90, np.uint8)
+    background = settled([flat] * 3)
+    assert not background.look(flat).any()
+
+
+def test_large_pictures_are_reduced() -> None:
+    still = np.repeat(np.repeat(scenery()[:, :WIDTH], 8, axis=0), 8, axis=1)
+    assert Background().look(still).shape == (288, 512)
+
+
+def test_forgotten_places_are_unknown() -> None:
+    """An object pointed at later has been learnt as background before."""
+    image, mask = with_thing(scenery()[:, :WIDTH], 100)
+    background = settled([image] * 10)
+    assert background.look(image).numpy()[mask].mean() < -0.9
+    background.learn(NOTHING)
+    background.forget(mask)
+    assert np.abs(background.look(image).numpy()[mask]).max() < 0.05
+
+
+@pytest.mark.needs_davis
+@pytest.mark.needs_weights
+@pytest.mark.slow
+def test_tracker_does_not_lose_the_edges_of_what_moves(davis_root: Path) -> None:
+    trees = np.array(Image.open(davis_root / "JPEGImages/480p/soccerball/00000.jpg"))
+    cat = read_cutout(davis_root.parent / "perseg-mini", "cat", 110)
+    clip = compose(trees, [cat], [[(120 + 2 * i, 90)] for i in range(16)])
+    encoder, decoder = load_sam(EncoderConfig(input_size=512), progress=False)
+    seen = CachingEncoder(encoder)
+    scores = {}
+    for strength in (0.0, 2.0):
+        tracker = Tracker(seen, decoder, track=TrackConfig(background=strength))
+        tracker.start(*clip[0])
+        found = [tracker.step(frame).labels > 0 for frame, _ in clip[1:]]
+        truths = [labels > 0 for _, labels in clip[1:]]
+        scores[strength] = np.mean([*map(region_similarity, found, truths)])
+    assert scores[2.0] > 0.85
+    assert scores[2.0] > scores[0.0] + 0.05
