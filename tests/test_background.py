@@ -99,7 +99,7 @@ def test_what_comes_into_view_or_out_from_behind_is_unknown() -> None:
     change = background.look(image).numpy()
     assert (
         np.abs(change[:, -3:]).max() < 0.01
-    )  # the camera moves 6 pixels to the right with every frame
+    )  # new: the camera pans right
     still = scenery()[:, :WIDTH]
     image, mask = with_thing(still, 60)
     background = settled([image] * 10, [mask] * 10)
