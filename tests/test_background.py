@@ -97,9 +97,7 @@ def test_what_comes_into_view_or_out_from_behind_is_unknown() -> None:
     background = settled([image for image, _ in hidden], [mask for _, mask in hidden])
     image, _ = with_thing(wide[:, 48 : 48 + WIDTH], 160)
     change = background.look(image).numpy()
-    assert (
-        np.abs(change[:, -3:]).max() < 0.01
-    )  # new: the camera pans right
+    assert np.abs(change[:, -3:]).max() < 0.01  # new: the camera pans right
     still = scenery()[:, :WIDTH]
     image, mask = with_thing(still, 60)
     background = settled([image] * 10, [mask] * 10)

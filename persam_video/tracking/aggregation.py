@@ -1,4 +1,4 @@
-"""N masks -> one label map: every pixel goes to one object or to the background."""
+"""N objects, one picture: every pixel, and every change, goes to one of them or to none."""
 
 from __future__ import annotations
 
@@ -31,6 +31,20 @@ def soft_aggregate(logits: Tensor) -> Tensor:
     best, second = odds.topk(2, dim=0).values
     rival = torch.where(logits == best, second, best)
     return (logits - rival) / 2
+
+
+def moved_objects(taken: Tensor, change: Tensor) -> Tensor:
+    """What a change says about each object: where another one is, what has come is that one.
+
+    Args:
+        taken: (N, h, w) bool, where the objects are thought to be.
+        change: (h, w) float32, > 0 where something has come.
+
+    Returns:
+        (N, h, w) float32, ``change`` or the part of it that is negative.
+    """
+    by_another = taken.sum(dim=0) - taken.int() > 0
+    return torch.where(by_another, change.clamp_max(0), change)
 
 
 def label_map(logits: Tensor, object_ids: list[int]) -> UInt8Array:

@@ -50,7 +50,7 @@ _ALARM = 3.5
 """Spreads by which a background pixel differs that counts as a false alarm."""
 _ONE_PLANE = 0.3, 0.6
 """Share of the corners that move with the homography at which it is not believed, and is."""
-_CORNERS, _FEWEST_CORNERS = 400, 12
+_CORNERS, _FEWEST_CORNERS = 200, 12
 
 
 class Background:
@@ -119,10 +119,11 @@ class Background:
         alarms = float((view.spreads[nearby] > _ALARM).mean()) if nearby.sum() > 50 else 0.0
         self._false_alarms += _ALARMS_LEARNT * (alarms - self._false_alarms)
         new = free & ~known
+        old = known.astype(np.uint8)
+        cv2.accumulateWeighted(view.colours, self._mean, _LEARNT, mask=old)
+        cv2.accumulateWeighted(view.difference, self._spread, _SPREAD_LEARNT, mask=old)
         self._mean[new] = view.colours[new]
-        self._mean[known] += _LEARNT * (view.colours - self._mean)[known]
         self._spread[new] = _NOISE
-        self._spread[known] += _SPREAD_LEARNT * (view.difference - self._spread)[known]
         self._known |= free
 
     def forget(self, objects: BoolArray) -> None:
@@ -187,11 +188,14 @@ def _difference(colours: Float32Array, mean: Float32Array) -> Float32Array:
     """(h, w) float32 distance of each pixel to the most similar one within one pixel."""
     height, width = colours.shape[:2]
     padded = cv2.copyMakeBorder(mean, 1, 1, 1, 1, cv2.BORDER_REPLICATE)
+    planes = list(zip(cv2.split(colours), cv2.split(padded), strict=True))
     nearest = np.full((height, width), np.inf, np.float32)
     for row in range(3):
         for column in range(3):
-            apart = colours - padded[row : row + height, column : column + width]
-            np.minimum(nearest, np.einsum("hwc,hwc->hw", apart, apart), out=nearest)
+            there = slice(row, row + height), slice(column, column + width)
+            apart = [here - plane[there] for here, plane in planes]
+            squared = apart[0] * apart[0] + apart[1] * apart[1] + apart[2] * apart[2]
+            np.minimum(nearest, squared, out=nearest)
     return np.sqrt(nearest)
 
 

@@ -20,7 +20,7 @@ from persam_video.config import TrackConfig
 from persam_video.geometry import Window, mask_to_box, window_around
 from persam_video.sam.decoder import SamDecoder, upscale_logits
 from persam_video.sam.image_encoder import Encoder
-from persam_video.tracking.aggregation import soft_aggregate
+from persam_video.tracking.aggregation import moved_objects, soft_aggregate
 from persam_video.tracking.appearance_memory import AppearanceMemory
 from persam_video.tracking.features import GRID_STRIDE, FeatureSpace, FrameFeatures, grid_size
 from persam_video.tracking.grid import on_square, region_around
@@ -69,6 +69,7 @@ class CloseUps:
 
     def __init__(self, encoder: Encoder, decoder: SamDecoder, config: TrackConfig) -> None:
         self._new = partial(CloseUp, encoder, decoder, config)
+        self._config = config
         self._device = decoder.device
         self._by_id: dict[int, CloseUp] = {}
 
@@ -86,7 +87,13 @@ class CloseUps:
         """Forget an object."""
         self._by_id.pop(object_id, None)
 
-    def refine(self, objects: list[TrackedObject], frame: Frame, full: Tensor) -> Tensor:
+    def refine(
+        self,
+        objects: list[TrackedObject],
+        frame: Frame,
+        full: Tensor,
+        change: Tensor | None = None,
+    ) -> Tensor:
         """Look closer at the objects seen in a frame.
 
         What the close-up finds is shown, and learnt by the close-up; in whole frames the tracker
@@ -96,18 +103,20 @@ class CloseUps:
             objects: N objects.
             frame: The frame.
             full: (N, H, W) float32 logits, the objects as found in the whole frame.
+            change: (h', w') float32 in [-1, 1], what ``Background.look`` says about the frame.
 
         Returns:
             (N, H, W) float32 logits, after the objects have competed again.
         """
         refined = full.clone()
+        moved = moved_objects(full > 0, self._config.background * _enlarged(change, full))
         looked = []
         for i, obj in enumerate(objects):
             if obj.object_id not in self._by_id:
                 self._by_id[obj.object_id] = self._new()
             close_up = self._by_id[obj.object_id]
             if close_up.look(frame.image_rgb, full[i]):
-                refined[i] = close_up.refine(full[i])
+                refined[i] = close_up.refine(full[i], moved[i])
                 looked.append((i, obj, close_up))
         if not looked:
             return full
@@ -164,11 +173,12 @@ class CloseUp:
         self._view = window, embedding, self._space.features(embedding)
         return True
 
-    def refine(self, logits: Tensor) -> Tensor:
+    def refine(self, logits: Tensor, moved: Tensor) -> Tensor:
         """The object's mask as the close-up has it.
 
         Args:
             logits: (H, W) float32, the object as found in the whole frame that was looked at.
+            moved: (H, W) float32 logits, for the object by what has changed there.
 
         Returns:
             (H, W) float32 logits; outside the window as they came.
@@ -179,6 +189,7 @@ class CloseUp:
         sharp = sharpened(prior, embedding, self._decoder, self._config)
         refined = logits.clone()
         refined[window.slices] = upscale_logits(sharp[None], embedding)[0, 0]
+        refined[window.slices] += moved[window.slices]
         return refined
 
     def learn(self, logits: Tensor, rivals: Tensor) -> None:
@@ -253,6 +264,14 @@ def _main_box(mask: BoolArray) -> Float32Array | None:
         sizes[0] = 0
         mask = (sizes > _SPECK * sizes.max())[parts]
     return mask_to_box(mask)
+
+
+def _enlarged(change: Tensor | None, full: Tensor) -> Tensor:
+    """(h', w') -> (H, W) float32; 0 for none."""
+    if change is None:
+        return full.new_zeros(full.shape[1:])
+    size = full.shape[1], full.shape[2]
+    return F.interpolate(change.to(full.device)[None, None], size, mode="bilinear")[0, 0]
 
 
 def _shrunk(pixels: Tensor, embedding: Embedding) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from persam_video.config import PersonalizeConfig, TrackConfig
 from persam_video.sam.decoder import SamDecoder
+from persam_video.tracking.aggregation import moved_objects
 from persam_video.tracking.features import FeatureSpace, FrameFeatures
 from persam_video.tracking.grid import on_grid, on_square, over_square, region_around
 from persam_video.tracking.objects import TrackedObject
@@ -124,16 +125,16 @@ class PropagationMethod:
     ) -> Tensor:
         """(N, 4h, 4w) logits for each of the objects, from what has changed in the frame.
 
-        What has come where another object is expected is that one. A lost object can have been
-        learnt as background, so nothing is said about it.
+        A lost object can have been learnt as background, so nothing is said about it.
         """
         expected = torch.stack([obj.expected_logits() for obj in objects]) > 0
         if change is None:
             return torch.zeros_like(expected, dtype=torch.float32)
         logits = self._config.background * over_square(change.to(expected.device), embedding)
-        count = expected.sum(dim=0)
-        moved = torch.where(count - expected.int() > 0, logits.clamp_max(0), logits)
+        moved = moved_objects(expected, logits)
         seen = torch.tensor([obj.frames_lost == 0 for obj in objects], device=expected.device)
+        if not bool(seen.all()):
+            moved = moved.clamp_max(0)  # what has come may be the lost one
         return moved * seen[:, None, None]
 
     def _prior(self, obj: TrackedObject, embedding: Embedding, moved: Tensor) -> Tensor:

@@ -188,7 +188,7 @@ class Tracker:
         seen = [objects[i] for i in shown]
         full = upscale_logits(logits[shown][None], embedding)[0] if seen else None
         if full is not None and self._close_ups:
-            full = self._close_ups.refine(seen, frame, full)
+            full = self._close_ups.refine(seen, frame, full, change)
         self._method.remember(objects, embedding)
         if full is None:
             return self._finish(frame, label_map(torch.zeros(1, *frame.size_hw), [0]))
