@@ -120,7 +120,7 @@ def test_close_up_line_of_one_pixel_is_no_error(sam: Sam) -> None:
     logits = mask_logits(mask)
     for _ in range(2):
         assert close_up.look(image, logits)
-        assert torch.isfinite(close_up.refine(logits)).all()
+        assert torch.isfinite(close_up.refine(logits, torch.zeros_like(logits))).all()
         close_up.learn(logits, torch.zeros_like(logits, dtype=torch.bool))
         close_up.forget_view()
 

@@ -133,8 +133,6 @@ class PropagationMethod:
         logits = self._config.background * over_square(change.to(expected.device), embedding)
         moved = moved_objects(expected, logits)
         seen = torch.tensor([obj.frames_lost == 0 for obj in objects], device=expected.device)
-        if not bool(seen.all()):
-            moved = moved.clamp_max(0)  # what has come may be the lost one
         return moved * seen[:, None, None]
 
     def _prior(self, obj: TrackedObject, embedding: Embedding, moved: Tensor) -> Tensor:

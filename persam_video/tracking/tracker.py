@@ -178,6 +178,8 @@ class Tracker:
         change = self._background.look(frame.image_rgb) if self._background else None
         if not objects:
             return self._finish(frame, label_map(torch.zeros(1, *frame.size_hw), [0]))
+        if change is not None and any(obj.frames_lost > 0 for obj in objects):
+            change = change.clamp_max(0)  # what has come may be the lost one
         claimed, scores = self._method.segment(objects, embedding, change)
         claimed = without_strays(claimed, objects)
         logits = soft_aggregate(claimed)
