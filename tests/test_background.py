@@ -16,6 +16,7 @@ from PIL import Image
 from persam_video.config import EncoderConfig, TrackConfig
 from persam_video.evaluation.metrics import region_similarity
 from persam_video.sam.models import load_sam
+from persam_video.tracking.aggregation import moved_objects
 from persam_video.tracking.background import Background
 from persam_video.tracking.tracker import Tracker
 from persam_video.types import BoolArray, UInt8Array
@@ -127,6 +128,25 @@ def test_smoke_is_not_believed() -> None:
         change = background.look(with_thing(smoky, 100)[0])
         background.learn(mask)
     assert change.abs().max() < 0.2
+
+
+def test_a_large_change_beyond_reach_silences_it() -> None:
+    """It may be of the object, but smoke would look the same; a small one is believed."""
+    still = scenery()[:, :WIDTH]
+    image, mask = with_thing(still, 100)
+    background = settled([image] * 10, [mask] * 10)
+    small = image.copy()
+    small[52:60, 158:166] = (40, 40, 200)
+    assert background.look(small).max() > 0.8
+    background = settled([image] * 10, [mask] * 10)
+    assert background.look(with_thing(image, 158)[0]).abs().max() < 0.01
+
+
+def test_moved_objects_do_not_share_what_has_come() -> None:
+    taken = torch.tensor([[[1, 0, 0, 1]], [[0, 1, 0, 1]]], dtype=torch.bool)
+    change = torch.tensor([[2.0, 2.0, 2.0, -1.0]])
+    expected = [[[2.0, 0.0, 2.0, -1.0]], [[0.0, 2.0, 2.0, -1.0]]]
+    assert moved_objects(taken, change).tolist() == expected
 
 
 def test_a_cut_starts_anew() -> None:

@@ -48,6 +48,11 @@ _ALARMS_LEARNT = 0.3
 """Share of a new frame in the share of false alarms."""
 _ALARM = 3.5
 """Spreads by which a background pixel differs that counts as a false alarm."""
+_AS_FAR_AS = 12
+"""Pixels that an object moves or grows by from one frame to the next."""
+_STRANGE = 0.05, 0.15
+"""Changed area farther off, in areas of the object, up to which changes are believed, and from
+which not: it may be of the object, but is more than could be told from smoke."""
 _ONE_PLANE = 0.3, 0.6
 """Share of the corners that move with the homography at which it is not believed, and is."""
 _CORNERS, _FEWEST_CORNERS = 200, 12
@@ -99,6 +104,7 @@ class Background:
         spreads = np.asarray(difference / spread, np.float32)
         self._view = _View(gray, colours, difference, spreads)
         trust = _ramp(one_plane, *_ONE_PLANE) * (1 - _ramp(self._false_alarms, *_FALSE_ALARMS))
+        trust *= 1 - _ramp(self._strange(spreads, moved), *_STRANGE)
         largest = cv2.dilate(difference, np.ones((7, 7), np.uint8))
         edge = _ramp(np.asarray(difference / np.maximum(largest, 1e-3), np.float32), *_EDGE)
         change = _ramp(spreads, _CHANGING, _CHANGED) * edge - np.clip(_STILL - spreads, 0, 1)
@@ -125,6 +131,15 @@ class Background:
         self._mean[new] = view.colours[new]
         self._spread[new] = _NOISE
         self._known |= free
+
+    def _strange(self, spreads: Float32Array, moved: NDArray[np.float64] | None) -> float:
+        """Changed area near the objects that they cannot have moved to, in areas of the objects."""
+        if moved is None or not self._objects.any():
+            return 0.0
+        objects = _warped(self._objects.astype(np.float32), moved) > 0.5
+        reached = _grown(objects, _AS_FAR_AS)
+        changed = self._known & (spreads > _ALARM) & ~reached & _grown(objects, _NEARBY)
+        return float(changed.sum() / max(1, objects.sum()))
 
     def forget(self, objects: BoolArray) -> None:
         """What was learnt as background in the latest frame is an object after all.
