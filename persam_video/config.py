@@ -144,6 +144,7 @@ class TrackConfig(_Checked):
         "track: logits for a place that has changed against the still background, and against one "
         "that looks as it did, 0 = off",
         low=0.0,
+        high=8.0,
     )
     region_padding: int = setting(
         9, "track: cells of 8 input pixels searched around the previous mask", low=1, high=256

@@ -43,8 +43,8 @@ def moved_objects(taken: Tensor, change: Tensor) -> Tensor:
     Returns:
         (N, h, w) float32, ``change`` or the part of it that is negative.
     """
-    by_another = taken.sum(dim=0) - taken.int() > 0
-    return torch.where(by_another, change.clamp_max(0), change)
+    count = taken.sum(dim=0, dtype=torch.uint8)
+    return torch.where(count > taken, change.clamp_max(0), change)
 
 
 def label_map(logits: Tensor, object_ids: list[int]) -> UInt8Array:

@@ -37,7 +37,8 @@ _LEARNT = 0.5
 _SPREAD_LEARNT = 0.2
 """Share of a new frame in its spread."""
 _AROUND_MASK = 2
-"""Pixels beside a mask that are not learnt as background."""
+"""Pixels (of the compared picture, here and below) beside a mask that are not learnt as background,
+and inside it that may be background."""
 _NEARBY = 40
 """Pixels around a mask in which changes of the background are counted."""
 _FALSE_ALARMS = 0.01, 0.04
@@ -56,6 +57,8 @@ which not: it may be of the object, but is more than could be told from smoke.""
 _ONE_PLANE = 0.3, 0.6
 """Share of the corners that move with the homography at which it is not believed, and is."""
 _CORNERS, _FEWEST_CORNERS = 200, 12
+_FEWEST_PIXELS = 50
+"""Background around the objects, in pixels, of which a share means something."""
 
 
 class Background:
@@ -71,6 +74,7 @@ class Background:
         self._spread: Float32Array = np.zeros((0, 0), np.float32)
         self._known: BoolArray = np.zeros((0, 0), np.bool_)
         self._objects: BoolArray = np.zeros((0, 0), np.bool_)
+        self._inside: BoolArray = np.zeros((0, 0), np.bool_)
         self._false_alarms = _DISTRUST
 
     def look(self, image_rgb: UInt8Array) -> Tensor:
@@ -85,26 +89,31 @@ class Background:
         """
         gray, colours = _reduced(image_rgb)
         old, shape = self._view, gray.shape
+        stayed = np.ones(shape, np.bool_)
         moved, one_plane = None, 0.0
         if old is not None and old.gray.shape == shape:
             moved, one_plane = _camera_motion(old.gray, gray, ~self._objects)
         if moved is None:
-            self._mean, self._spread = colours, np.full(shape, _NOISE, np.float32)
-            self._known = self._objects = np.zeros(shape, np.bool_)
+            self._mean, self._spread = colours.copy(), np.full(shape, _NOISE, np.float32)
+            self._known, self._objects, self._inside = (np.zeros(shape, np.bool_) for _ in range(3))
             self._false_alarms = _DISTRUST
         else:
+            assert old is not None
+            stayed = _distance(colours, _warped(old.colours, moved)) < _CHANGING * _NOISE
             self._mean = _warped(self._mean, moved)
             self._spread = _warped(self._spread, moved)
             # Interpolation takes a rim off what is known with every motion, and with it what has
             # been behind the object for so long that its place is no longer certain.
             self._known = _warped(self._known.astype(np.float32), moved) > 0.99
+            self._objects = _warped(self._objects.astype(np.float32), moved) > 0.5
+            self._inside = _warped(self._inside.astype(np.float32), moved) > 0.5
         difference = _difference(colours, self._mean)
         usual = float(np.percentile(difference[self._known], 70)) if self._known.any() else 0.0
         spread = np.maximum(self._spread, max(usual, _NOISE))
         spreads = np.asarray(difference / spread, np.float32)
-        self._view = _View(gray, colours, difference, spreads)
+        self._view = _View(gray, colours, difference, spreads, stayed)
         trust = _ramp(one_plane, *_ONE_PLANE) * (1 - _ramp(self._false_alarms, *_FALSE_ALARMS))
-        trust *= 1 - _ramp(self._strange(spreads, moved), *_STRANGE)
+        trust *= 1 - _ramp(self._strange(spreads), *_STRANGE)
         largest = cv2.dilate(difference, np.ones((7, 7), np.uint8))
         edge = _ramp(np.asarray(difference / np.maximum(largest, 1e-3), np.float32), *_EDGE)
         change = _ramp(spreads, _CHANGING, _CHANGED) * edge - np.clip(_STILL - spreads, 0, 1)
@@ -119,12 +128,16 @@ class Background:
         """
         view = self._view
         assert view is not None
-        self._objects = taken = _grown(_covered(objects, view.gray.shape), _AROUND_MASK)
-        free, known = ~taken, self._known & ~taken
-        nearby = known & _grown(taken, _NEARBY)
-        alarms = float((view.spreads[nearby] > _ALARM).mean()) if nearby.sum() > 50 else 0.0
-        self._false_alarms += _ALARMS_LEARNT * (alarms - self._false_alarms)
-        new = free & ~known
+        self._objects, inside = _taken(objects, view)
+        # What was well inside an object and has stayed as it was is still that object, found or
+        # not. Learnt as background, what is missed once would be missed for good.
+        self._inside = inside | (self._inside & view.stayed)
+        free = ~(self._objects | self._inside)
+        known, new = self._known & free, free & ~self._known
+        nearby = known & _grown(self._objects, _NEARBY)
+        if nearby.sum() > _FEWEST_PIXELS:
+            alarms = float((view.spreads[nearby] > _ALARM).mean())
+            self._false_alarms += _ALARMS_LEARNT * (alarms - self._false_alarms)
         old = known.astype(np.uint8)
         cv2.accumulateWeighted(view.colours, self._mean, _LEARNT, mask=old)
         cv2.accumulateWeighted(view.difference, self._spread, _SPREAD_LEARNT, mask=old)
@@ -132,35 +145,38 @@ class Background:
         self._spread[new] = _NOISE
         self._known |= free
 
-    def _strange(self, spreads: Float32Array, moved: NDArray[np.float64] | None) -> float:
+    def _strange(self, spreads: Float32Array) -> float:
         """Changed area near the objects that they cannot have moved to, in areas of the objects."""
-        if moved is None or not self._objects.any():
-            return 0.0
-        objects = _warped(self._objects.astype(np.float32), moved) > 0.5
-        reached = _grown(objects, _AS_FAR_AS)
-        changed = self._known & (spreads > _ALARM) & ~reached & _grown(objects, _NEARBY)
-        return float(changed.sum() / max(1, objects.sum()))
+        reached, nearby = _grown(self._objects, _AS_FAR_AS), _grown(self._objects, _NEARBY)
+        changed = self._known & (spreads > _ALARM) & nearby & ~reached
+        return float(changed.sum() / max(1, self._objects.sum()))
 
     def forget(self, objects: BoolArray) -> None:
-        """What was learnt as background in the latest frame is an object after all.
+        """These are objects for certain in the latest frame, whatever was learnt there before.
 
         Args:
-            objects: (H, W) bool.
+            objects: (H, W) bool, up to their edges.
         """
         assert self._view is not None
-        taken = _grown(_covered(objects, self._view.gray.shape), _AROUND_MASK)
-        self._objects = self._objects | taken
-        self._known = self._known & ~taken
+        taken, _ = _taken(objects, self._view)
+        self._objects |= taken
+        self._inside |= taken
+        self._known &= ~taken
 
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """What is kept of the latest frame: all (h, w), colours (h, w, 3)."""
+    """What is kept of the latest frame: all (h, w), colours (h, w, 3).
+
+    ``difference`` is the one to the background's mean, ``spreads`` the same in spreads; ``stayed``
+    says where the frame looks like the one before.
+    """
 
     gray: UInt8Array
     colours: Float32Array
     difference: Float32Array
     spreads: Float32Array
+    stayed: BoolArray
 
 
 def _reduced(image_rgb: UInt8Array) -> tuple[UInt8Array, Float32Array]:
@@ -214,6 +230,12 @@ def _difference(colours: Float32Array, mean: Float32Array) -> Float32Array:
     return np.sqrt(nearest)
 
 
+def _distance(a: Float32Array, b: Float32Array) -> Float32Array:
+    """(h, w) float32 distance between the colours of two pictures."""
+    apart = a - b
+    return np.asarray(np.sqrt(np.einsum("hwc,hwc->hw", apart, apart)), np.float32)
+
+
 def _warped(picture: Float32Array, moved: NDArray[np.float64]) -> Float32Array:
     """A picture as seen after the camera's motion; 0 where it had not been seen."""
     height, width = picture.shape[:2]
@@ -221,10 +243,11 @@ def _warped(picture: Float32Array, moved: NDArray[np.float64]) -> Float32Array:
     return np.asarray(warped, np.float32)
 
 
-def _covered(mask: BoolArray, shape: tuple[int, ...]) -> BoolArray:
-    """(H, W) -> (h, w) bool, the pixels that any of it lies in."""
-    small = cv2.resize(mask.astype(np.float32), (shape[1], shape[0]), interpolation=cv2.INTER_AREA)
-    return np.asarray(small > 0, np.bool_)
+def _taken(mask: BoolArray, view: _View) -> tuple[BoolArray, BoolArray]:
+    """(H, W) mask -> (h, w) bool, with what lies beside it, and without its edge."""
+    size = view.gray.shape[1], view.gray.shape[0]
+    small = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0
+    return _grown(small, _AROUND_MASK), ~_grown(~small, _AROUND_MASK)
 
 
 def _grown(mask: BoolArray, pixels: int) -> BoolArray:

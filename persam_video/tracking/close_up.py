@@ -109,7 +109,11 @@ class CloseUps:
             (N, H, W) float32 logits, after the objects have competed again.
         """
         refined = full.clone()
-        moved = moved_objects(full > 0, self._config.background * _enlarged(change, full))
+        moved = torch.zeros_like(full)
+        if change is not None:
+            size = full.shape[1], full.shape[2]
+            large = F.interpolate(change.to(full.device)[None, None], size, mode="bilinear")[0, 0]
+            moved = moved_objects(full > 0, self._config.background * large)
         looked = []
         for i, obj in enumerate(objects):
             if obj.object_id not in self._by_id:
@@ -264,14 +268,6 @@ def _main_box(mask: BoolArray) -> Float32Array | None:
         sizes[0] = 0
         mask = (sizes > _SPECK * sizes.max())[parts]
     return mask_to_box(mask)
-
-
-def _enlarged(change: Tensor | None, full: Tensor) -> Tensor:
-    """(h', w') -> (H, W) float32; 0 for none."""
-    if change is None:
-        return full.new_zeros(full.shape[1:])
-    size = full.shape[1], full.shape[2]
-    return F.interpolate(change.to(full.device)[None, None], size, mode="bilinear")[0, 0]
 
 
 def _shrunk(pixels: Tensor, embedding: Embedding) -> Tensor:

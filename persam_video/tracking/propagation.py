@@ -130,7 +130,9 @@ class PropagationMethod:
         expected = torch.stack([obj.expected_logits() for obj in objects]) > 0
         if change is None:
             return torch.zeros_like(expected, dtype=torch.float32)
-        logits = self._config.background * over_square(change.to(expected.device), embedding)
+        # No more than the prior's limit, which is all that speaks against a place far away.
+        most = min(self._config.background, self._config.logit_limit)
+        logits = most * over_square(change.to(expected.device), embedding)
         moved = moved_objects(expected, logits)
         seen = torch.tensor([obj.frames_lost == 0 for obj in objects], device=expected.device)
         return moved * seen[:, None, None]

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -140,7 +141,9 @@ class Tracker:
         if self._background:
             self._background.look(frame.image_rgb)
         self._learn(labels, embedding)
-        return self._finish(frame, self._reference_labels(labels))
+        if self._background:
+            self._background.learn(labels > 0)  # void included: it may be object
+        return self._result(frame, self._reference_labels(labels))
 
     @torch.inference_mode()
     def start_from_photo(self, image_rgb: UInt8Array, labels: UInt8Array) -> None:
@@ -176,25 +179,47 @@ class Tracker:
         self._latest = frame, embedding
         objects = self._in_order()
         change = self._background.look(frame.image_rgb) if self._background else None
-        if not objects:
-            return self._finish(frame, label_map(torch.zeros(1, *frame.size_hw), [0]))
-        if change is not None and any(obj.frames_lost > 0 for obj in objects):
+        labels = self._segment(objects, frame, embedding, change)
+        return self._result(frame, labels)
+
+    def _segment(
+        self,
+        objects: list[TrackedObject],
+        frame: Frame,
+        embedding: Embedding,
+        change: Tensor | None,
+    ) -> UInt8Array:
+        """(H, W) uint8 label map of a frame; everything learns from it."""
+        found = np.zeros(frame.size_hw, np.bool_)
+        labels = found.astype(np.uint8)
+        lost = [obj for obj in objects if obj.frames_lost > 0]
+        if change is not None and lost:
             change = change.clamp_max(0)  # what has come may be the lost one
-        claimed, scores = self._method.segment(objects, embedding, change)
-        claimed = without_strays(claimed, objects)
-        logits = soft_aggregate(claimed)
-        scores = scores * _kept_share(claimed, logits)
-        for obj, mask, score in zip(objects, logits, scores.tolist(), strict=True):
-            obj.observe(mask, score, self._track)
+        if objects:
+            claimed, scores = self._method.segment(objects, embedding, change)
+            claimed = without_strays(claimed, objects)
+            logits = soft_aggregate(claimed)
+            scores = scores * _kept_share(claimed, logits)
+            for obj, mask, score in zip(objects, logits, scores.tolist(), strict=True):
+                obj.observe(mask, score, self._track)
         shown = [i for i, obj in enumerate(objects) if obj.frames_lost == 0]
-        seen = [objects[i] for i in shown]
-        full = upscale_logits(logits[shown][None], embedding)[0] if seen else None
-        if full is not None and self._close_ups:
-            full = self._close_ups.refine(seen, frame, full, change)
-        self._method.remember(objects, embedding)
-        if full is None:
-            return self._finish(frame, label_map(torch.zeros(1, *frame.size_hw), [0]))
-        return self._finish(frame, label_map(full, [obj.object_id for obj in seen]))
+        returned = any(obj.frames_lost == 0 for obj in lost)
+        if shown:
+            seen = [objects[i] for i in shown]
+            full = upscale_logits(logits[shown][None], embedding)[0]
+            found = (full > 0).any(dim=0).cpu().numpy()
+            if self._close_ups:
+                # What has returned may have been learnt as background while it was lost.
+                full = self._close_ups.refine(seen, frame, full, None if returned else change)
+            labels = label_map(full, [obj.object_id for obj in seen])
+        if objects:
+            self._method.remember(objects, embedding)
+        if self._background:
+            found |= labels > 0
+            self._background.learn(found)
+            if returned:
+                self._background.forget(found)
+        return labels
 
     @torch.inference_mode()
     def add(self, labels: UInt8Array) -> None:
@@ -307,9 +332,7 @@ class Tracker:
         shown[~torch.isin(torch.from_numpy(labels), torch.tensor(self.object_ids)).numpy()] = 0
         return shown
 
-    def _finish(self, frame: Frame, labels: UInt8Array) -> TrackResult:
-        if self._background:
-            self._background.learn(labels > 0)
+    def _result(self, frame: Frame, labels: UInt8Array) -> TrackResult:
         return TrackResult(
             frame_index=frame.index,
             time_s=frame.time_s,
