@@ -57,6 +57,7 @@ which not: it may be of the object, but is more than could be told from smoke.""
 _ONE_PLANE = 0.3, 0.6
 """Share of the corners that move with the homography at which it is not believed, and is."""
 _CORNERS, _FEWEST_CORNERS = 200, 12
+"""Corners followed, and the fewest that a homography is fitted to."""
 _FEWEST_PIXELS = 50
 """Background around the objects, in pixels, of which a share means something."""
 
