@@ -95,6 +95,11 @@ class EncoderConfig(_Checked):
     input_size: int = setting(
         1024, "side of the network's square input in pixels, a multiple of 64", low=256, high=2048
     )
+    padding: bool = setting(
+        False,
+        "encode and decode the padding of a frame that is not square too, as SAM does: the same "
+        "masks for nearly twice the time; vit_b, vit_l and vit_h always do",
+    )
 
     def __post_init__(self) -> None:
         _Checked.__post_init__(self)

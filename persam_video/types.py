@@ -183,13 +183,16 @@ class Embedding:
     """What the frozen image encoder says about one frame; the only input of the tracker.
 
     Attributes:
-        neck: (1, 256, h, w) float32, SAM's image embedding, what the mask decoder reads.
+        neck: (1, 256, h, w) float32 over the padded square, SAM's image embedding, what the mask
+            decoder reads.
         stages: Intermediate maps of the encoder, finest first, each (1, C_i, h_i, w_i) float32
-            over the same padded square as ``neck``; may be empty.
+            over the padded square or over no more than the frame; may be empty.
         source_hw: Height and width of the frame in source pixels.
         input_hw: Height and width of the frame inside the network's square input; the rest of the
             square (right and bottom) is padding.
         input_size: Side of the network's square input in pixels.
+        padding: Whether the padding was encoded as well, as SAM does. If not, ``neck`` is 0 there
+            and the decoder leaves it out too.
     """
 
     neck: torch.Tensor
@@ -197,6 +200,7 @@ class Embedding:
     source_hw: tuple[int, int]
     input_hw: tuple[int, int]
     input_size: int
+    padding: bool = True
 
     def __post_init__(self) -> None:
         if max(self.input_hw) > self.input_size:

@@ -98,13 +98,16 @@ def test_cached_encoder_gives_the_same_maps_and_encodes_once(
     for attempt in range(2):
         cached = CachedEncoder(encoder, tmp_path)
         embedding = cached.encode(image)
-        assert (cached.calls, cached.misses) == (1, 1 if attempt == 0 else 0)
+        assert (cached.use.calls, cached.use.misses) == (1, 1 if attempt == 0 else 0)
         assert (embedding.source_hw, embedding.input_hw) == (exact.source_hw, exact.input_hw)
         torch.testing.assert_close(embedding.neck, exact.neck, rtol=1e-2, atol=1e-3)
         for kept, stage in zip(embedding.stages, exact.stages, strict=True):
             assert kept.shape == stage.shape
             rows = -(-embedding.input_hw[0] * stage.shape[2] // 256)
             torch.testing.assert_close(kept[:, :, :rows], stage[:, :, :rows], rtol=1e-2, atol=2e-3)
+    padded = cached.with_padding().encode(image)
+    assert padded.padding and not embedding.padding
+    assert (cached.use.calls, cached.use.misses) == (2, 1)
 
 
 @pytest.mark.slow

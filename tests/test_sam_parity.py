@@ -106,7 +106,7 @@ def exported(vit_t_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> E
             stream = archive.extractfile(member.name)
             assert stream is not None
             files[name].write_bytes(stream.read())
-    encoder, decoder = load_sam(EncoderConfig(checkpoint=str(tarball)))
+    encoder, decoder = load_sam(EncoderConfig(checkpoint=str(tarball), padding=True))
     return Exported(files, encoder, decoder, encoder.encode(scene(480, 854)))
 
 
@@ -259,7 +259,7 @@ SIZES = [
 @pytest.fixture(scope="module", params=SIZES, ids=str)
 def pair(request: pytest.FixtureRequest, vit_t_weights: Path) -> Pair:
     (height, width), input_size = request.param
-    encoder, decoder = load_sam(EncoderConfig(device="cpu", input_size=input_size))
+    encoder, decoder = load_sam(EncoderConfig(device="cpu", input_size=input_size, padding=True))
     sam = Sam(
         EmbeddingOnly(encoder.backbone, input_size), decoder.prompt_encoder, decoder.mask_decoder
     )
@@ -334,29 +334,71 @@ def test_decode_batch_equals_single_calls(pair: Pair, kinds: set[str]) -> None:
 
 
 @pytest.mark.needs_weights
+@pytest.mark.parametrize("padding", [False, True])
 @pytest.mark.parametrize("input_size", [256, 512, 576, 768])
 def test_load_sam_other_input_size_has_its_grid_and_finds_the_disc(
-    input_size: int, vit_t_weights: Path
+    input_size: int, padding: bool, vit_t_weights: Path
 ) -> None:
-    encoder, decoder = load_sam(EncoderConfig(device="cpu", input_size=input_size))
+    encoder, decoder = load_sam(EncoderConfig(device="cpu", input_size=input_size, padding=padding))
 
     embedding = encoder.encode(scene(300, 400))
-    click = PromptBatch(
-        torch.tensor([[[0.35 * input_size, 0.4 * 0.75 * input_size]]]), torch.tensor([[1]])
-    )
-    candidates = decoder.decode(embedding, click)
+    x, y, radius = (share * input_size for share in (0.35, 0.4 * 0.75, 0.25 * 0.75))
+    box = torch.tensor([[x - radius, y - radius, x + radius, y + radius]])
+    candidates = decoder.decode(embedding, PromptBatch(boxes_xyxy=box))
 
     grid = input_size // 16
     assert embedding.neck.shape == (1, 256, grid, grid)
+    rows = grid if padding else grid * 3 // 4
     assert [tuple(stage.shape[1:]) for stage in embedding.stages] == [
-        (64, 4 * grid, 4 * grid),
-        (128, 2 * grid, 2 * grid),
-        (160, grid, grid),
+        (64, 4 * rows, 4 * grid),
+        (128, 2 * rows, 2 * grid),
+        (160, rows, grid),
     ]
     assert all(bool(t.isfinite().all()) for t in (embedding.neck, *embedding.stages))
     assert candidates.logits.shape == (1, 4, 4 * grid, 4 * grid)
     masks = (upscale_logits(candidates.logits, embedding)[0] > 0).numpy()
     assert max(iou(mask, disc_mask(300, 400)) for mask in masks) > 0.8
+
+
+@pytest.mark.needs_weights
+@pytest.mark.parametrize("size_hw", [(270, 480), (480, 270), (300, 300)])
+def test_encode_and_decode_without_padding_give_the_same_masks(
+    size_hw: tuple[int, int], vit_t_weights: Path
+) -> None:
+    picture, masks = scene(*size_hw), []
+    height, width = (512 * length // max(size_hw) for length in size_hw)
+    for padding in (True, False):
+        encoder, decoder = load_sam(EncoderConfig(device="cpu", input_size=512, padding=padding))
+        embedding = encoder.encode(picture)
+        assert embedding.padding is padding
+        box = torch.tensor([[0.6 * width, 0.5 * height, 0.9 * width - 1, 0.9 * height - 1]])
+        candidates = decoder.decode(embedding, PromptBatch(boxes_xyxy=box))
+        full = upscale_logits(candidates.logits[:, :1], embedding)
+        assert full.shape == (1, 1, *size_hw)
+        masks.append((full[0, 0] > 0).numpy())
+    assert iou(*masks) == 1.0 if size_hw == (300, 300) else iou(*masks) > 0.97
+    assert iou(masks[1], box_mask(*size_hw)) > 0.9
+    # Without padding nothing is there: neither features nor masks.
+    assert (embedding.neck[..., -(-height // 16) :, :] == 0).all()
+    assert (embedding.neck[..., -(-width // 16) :] == 0).all()
+    lowest = candidates.logits.min()
+    assert (candidates.logits[..., -(-height // 16) * 4 + 1 :, :] == lowest).all()
+    assert (candidates.logits[..., -(-width // 16) * 4 + 1 :] == lowest).all()
+
+
+def test_decode_without_padding_takes_the_guidance_of_the_picture_only(small: Small) -> None:
+    # The picture fills the upper two of four rows; what guides the others has no say.
+    wide = dataclasses.replace(small.embedding, input_hw=(32, 96), padding=False)
+    other = small.prior.clone()
+    other[:, 12:] = 7.0
+    whole, same = (
+        small.decoder.decode(wide, small.prompts, Guidance(attention_prior=prior)).logits
+        for prior in (small.prior, other)
+    )
+    assert torch.equal(whole, same)
+    other[:, :12] = other[:, :12].flip(1)
+    changed = small.decoder.decode(wide, small.prompts, Guidance(attention_prior=other)).logits
+    assert (whole - changed).abs().max() > 1e-3
 
 
 # ViT-B, -L, -H

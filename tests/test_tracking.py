@@ -19,6 +19,7 @@ from persam_video.errors import PersamError, PromptError
 from persam_video.evaluation.metrics import region_similarity
 from persam_video.personalize.cascade import best_of_multimask
 from persam_video.personalize.target import Target
+from persam_video.references.prompts import parse_prompts
 from persam_video.sam.decoder import SamDecoder
 from persam_video.sam.models import load_sam
 from persam_video.tracking.aggregation import label_map, soft_aggregate
@@ -169,9 +170,9 @@ def test_tracker_step_encodes_once_and_decodes_all_objects_in_one_batch_per_pass
     sizes: list[int] = []
     decode = SamDecoder.decode
 
-    def counting(self, embedding, prompts, *rest):  # type: ignore[no-untyped-def]
+    def counting(self, embedding, prompts, *rest, **options):  # type: ignore[no-untyped-def]
         sizes.append(len(prompts.boxes_xyxy))
-        return decode(self, embedding, prompts, *rest)
+        return decode(self, embedding, prompts, *rest, **options)
 
     monkeypatch.setattr(SamDecoder, "decode", counting)
     tracker = make_tracker(sam, method)
@@ -183,6 +184,25 @@ def test_tracker_step_encodes_once_and_decodes_all_objects_in_one_batch_per_pass
     tracker.step(scene[1][0])
     assert encoder.calls - before == 2
     assert sizes == [2] * passes
+
+
+@pytest.mark.parametrize("method, padded", [("track", False), ("persam", True)])
+def test_tracker_padding_is_for_clicks_and_persam(
+    sam: Sam, scene: Clip, method: str, padded: bool
+) -> None:
+    # PerSAM loses 4 J&F without the padding that SAM was trained with (docs/method.md).
+    encoder, decoder = sam[0].encoder, sam[1]
+    assert not encoder.padding
+    tracker = Tracker(encoder, decoder, track=TrackConfig(method=method))
+    frame, asked = scene[0][0], []
+    decode = decoder.decode
+    assert tracker.encode(frame.image_rgb).padding is padded
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            decoder, "decode", lambda e, *rest: asked.append(e.padding) or decode(e, *rest)
+        )
+        tracker.labels_from_prompts(frame.image_rgb, {1: parse_prompts(["60,110"])[1]})
+    assert asked and all(asked)
 
 
 def test_choice_of_mask_large_areas_is_by_rating_not_by_wrapped_pixel_count() -> None:

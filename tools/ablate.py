@@ -205,17 +205,17 @@ def _run_variant(
                 start = clicked(labels, tracker, frame.image_rgb) if variant.click else labels
                 result = tracker.start(frame, start)
                 seconds.update(dict.fromkeys(PARTS, 0.0))
-                calls = encoder.calls
+                calls = encoder.use.calls
             else:
-                begin, before = time.perf_counter(), encoder.seconds
+                begin, before = time.perf_counter(), encoder.use.seconds
                 result = tracker.step(frame)
-                ms.append(1e3 * (time.perf_counter() - begin - (encoder.seconds - before)))
+                ms.append(1e3 * (time.perf_counter() - begin - (encoder.use.seconds - before)))
             results.append(result.labels)
             sink.write(frame, result)
     steps = max(1, len(ms))
     parts = {part: 1e3 * value / steps for part, value in seconds.items()}
     parts["all"] = float(np.mean(ms)) if ms else 0.0
-    runs = (encoder.calls - calls) / steps
+    runs = (encoder.use.calls - calls) / steps
     run = _scored(clip, variant.name, results, parts, runs, options.merge_objects)
     record.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(record) as temporary:
@@ -229,10 +229,11 @@ def _run_oracles(
 ) -> list[ClipRun]:
     """The ceilings; the objects of a clip are taken as one."""
     masks: dict[str, list[Any]] = {name: [] for name in ORACLES}
+    padded = encoder.with_padding()  # SAM as it was trained
     with pv.open_source(clip.frame_folder) as source:
         for frame, annotation in zip(source, clip.annotations, strict=True):
             truth = _truth(annotation, clip, merge_objects=True) > 0
-            embedding = encoder.encode(frame.image_rgb)
+            embedding = padded.encode(frame.image_rgb)
             for name, mask in oracle_masks(embedding, truth, decoder).items():
                 masks[name].append(mask)
     return [_scored(clip, name, found, {}, 1.0, True) for name, found in masks.items()]

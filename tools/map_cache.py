@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -28,6 +30,15 @@ def code_version(*rooms: str) -> str:
     return digest.hexdigest()[:12]
 
 
+@dataclass(slots=True)
+class Use:
+    """Of a cache: seconds spent in it, pictures asked for, pictures that had to be encoded."""
+
+    seconds: float = 0.0
+    calls: int = 0
+    misses: int = 0
+
+
 class CachedEncoder:
     """Encodes each picture once per model, input size and version of the encoder's code.
 
@@ -42,29 +53,32 @@ class CachedEncoder:
 
     def __init__(self, encoder: SamImageEncoder, folder: Path) -> None:
         self._encoder = encoder
-        key = hashlib.sha256(f"{encoder.input_size} {code_version('sam', 'geometry.py')}".encode())
+        code = code_version("sam/image_encoder.py", "sam/tiny_vit.py", "geometry.py")
+        key = hashlib.sha256(f"{encoder.input_size} {code}".encode())
         for parameter in encoder.backbone.parameters():
             key.update(parameter.detach().float().cpu().numpy().tobytes())
         self._folder = folder / key.hexdigest()[:12]
         self._folder.mkdir(parents=True, exist_ok=True)
-        self.seconds = 0.0
-        """Time spent in here."""
-        self.calls = 0
-        """Pictures asked for."""
-        self.misses = 0
-        """Pictures that had to be encoded."""
+        self.use = Use()
+
+    def with_padding(self) -> CachedEncoder:
+        """The same cache for ``SamImageEncoder.with_padding``; both count together."""
+        padded = copy.copy(self)
+        padded._encoder = self._encoder.with_padding()
+        return padded
 
     def encode(self, image_rgb: UInt8Array) -> Embedding:
         """As ``Encoder.encode``, but for the rounding to float16."""
         begin = time.perf_counter()
-        self.calls += 1
-        digest = hashlib.sha256(image_rgb.tobytes() + str(image_rgb.shape).encode()).hexdigest()
+        self.use.calls += 1
+        asked = f"{image_rgb.shape} {self._encoder.padding}"
+        digest = hashlib.sha256(image_rgb.tobytes() + asked.encode()).hexdigest()
         path = self._folder / f"{digest[:32]}.pt"
         if not path.exists():
-            self.misses += 1
+            self.use.misses += 1
             _save(self._encoder.encode(image_rgb), path)
         embedding = _load(path, self._encoder.device)
-        self.seconds += time.perf_counter() - begin
+        self.use.seconds += time.perf_counter() - begin
         return embedding
 
 
@@ -72,17 +86,17 @@ def _save(embedding: Embedding, path: Path) -> None:
     height, width = embedding.input_hw
     stages = []
     for stage in embedding.stages:
-        stride = embedding.input_size // stage.shape[3]
+        stride = embedding.input_size // max(stage.shape[2:])
         # Whole cells of the coarsest map, so that pooling finds all that it averages.
         rows, columns = (-(-length // _CELL) * _CELL // stride for length in (height, width))
         stages.append(stage[..., :rows, :columns].half().cpu().clone())
     parts = {
         "neck": embedding.neck.half().cpu(),
         "stages": stages,
-        "sides": [stage.shape[3] for stage in embedding.stages],
         "source_hw": embedding.source_hw,
         "input_hw": embedding.input_hw,
         "input_size": embedding.input_size,
+        "padding": embedding.padding,
     }
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     torch.save(parts, temporary)
@@ -91,15 +105,11 @@ def _save(embedding: Embedding, path: Path) -> None:
 
 def _load(path: Path, device: torch.device) -> Embedding:
     parts = torch.load(path, weights_only=True)
-    stages = []
-    for stage, side in zip(parts["stages"], parts["sides"], strict=True):
-        whole = torch.zeros(1, stage.shape[1], side, side)
-        whole[..., : stage.shape[2], : stage.shape[3]] = stage
-        stages.append(whole.to(device))
     return Embedding(
         neck=parts["neck"].float().to(device),
-        stages=tuple(stages),
+        stages=tuple(stage.float().to(device) for stage in parts["stages"]),
         source_hw=tuple(parts["source_hw"]),
         input_hw=tuple(parts["input_hw"]),
         input_size=parts["input_size"],
+        padding=parts["padding"],
     )

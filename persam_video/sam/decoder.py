@@ -55,6 +55,13 @@ class Guidance:
 NO_GUIDANCE = Guidance()
 
 
+def cells_of_picture(embedding: Embedding) -> tuple[int, int]:
+    """Rows and columns of ``embedding.neck`` that show the picture, without the padding."""
+    stride = embedding.input_size // max(embedding.neck.shape[2:])
+    height, width = embedding.input_hw
+    return -(-height // stride), -(-width // stride)
+
+
 class SamDecoder:
     """Prompts + embedding -> candidate masks.
 
@@ -76,9 +83,17 @@ class SamDecoder:
 
     @torch.inference_mode()
     def decode(
-        self, embedding: Embedding, prompts: PromptBatch, guidance: Guidance = NO_GUIDANCE
+        self,
+        embedding: Embedding,
+        prompts: PromptBatch,
+        guidance: Guidance = NO_GUIDANCE,
     ) -> Candidates:
         """Propose four masks for each of N objects in one batched call.
+
+        Args:
+            embedding: Of the picture.
+            prompts: Where the objects are.
+            guidance: PerSAM's interventions.
 
         Returns:
             Candidates with M = 4: the mask of the single-mask token, then the three of the
@@ -93,7 +108,11 @@ class SamDecoder:
         decoder = self.mask_decoder
         own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
         tokens = torch.cat([own.expand(len(sparse), -1, -1), sparse], dim=1)
-        source = embedding.neck + dense
+        rows, columns = grid = embedding.neck.shape[2:]
+        if not embedding.padding:
+            rows, columns = cells_of_picture(embedding)
+            guidance = _cropped(guidance, grid, (rows, columns))
+        source = embedding.neck[..., :rows, :columns] + dense[..., :rows, :columns]
         shape = source.shape
         hidden, image = self._transform(tokens, source, guidance)
 
@@ -106,6 +125,8 @@ class SamDecoder:
         logits = torch.einsum("nmc,nchw->nmhw", kernels, upscaled)
         predicted_iou = decoder.iou_prediction_head(hidden[:, 0])
         assert logits.shape[1] == count == predicted_iou.shape[1]
+        if not embedding.padding:
+            logits = to_square(logits, embedding.input_size // 4)
         return Candidates(logits, predicted_iou)
 
     def _transform(
@@ -117,7 +138,8 @@ class SamDecoder:
         """
         transformer = self.mask_decoder.transformer
         keys = source.flatten(2).transpose(1, 2)
-        key_pe = self._image_pe.flatten(2).transpose(1, 2)
+        key_pe = self._image_pe[..., : source.shape[2], : source.shape[3]].flatten(2)
+        key_pe = key_pe.transpose(1, 2)
         target = guidance.target_embedding
         semantic = 0 if target is None else target[:, None]
         queries = tokens
@@ -189,6 +211,28 @@ def guided_attention(
     return guided
 
 
+def _cropped(guidance: Guidance, grid: tuple[int, ...], cells: tuple[int, int]) -> Guidance:
+    """The guidance for the first rows and columns of a grid."""
+    prior = guidance.attention_prior
+    if prior is None:
+        return guidance
+    rows, columns = cells
+    prior = prior.view(-1, *grid)[:, :rows, :columns].flatten(1)
+    return Guidance(prior, guidance.target_embedding)
+
+
+def to_square(logits: Tensor, side: int) -> Tensor:
+    """(N, M, h, w) logits over a picture -> (N, M, side, side), no object in the padding.
+
+    The last row and column go on for one cell, so that an object cut by the picture's edge reaches
+    that edge when its logits are enlarged.
+    """
+    rows, columns = side - logits.shape[2], side - logits.shape[3]
+    edge = F.pad(logits, (0, min(1, columns), 0, min(1, rows)), mode="replicate")
+    empty = (0, max(0, columns - 1), 0, max(0, rows - 1))
+    return F.pad(edge, empty, value=float(logits.min()))
+
+
 def upscale_logits(logits: Tensor, embedding: Embedding) -> Tensor:
     """Logits over the padded square -> logits in source pixels, as SAM's post-processing does.
 
@@ -199,8 +243,11 @@ def upscale_logits(logits: Tensor, embedding: Embedding) -> Tensor:
     Returns:
         (N, M, H, W) float32.
     """
-    size, (height, width) = embedding.input_size, embedding.input_hw
-    square = F.interpolate(logits, (size, size), mode="bilinear", align_corners=False)
+    stride = embedding.input_size // max(logits.shape[2:])
+    height, width = embedding.input_hw
+    # One cell beyond the picture, which its last pixels are interpolated with.
+    cells = logits[..., : -(-height // stride) + 1, : -(-width // stride) + 1]
+    pixels = F.interpolate(cells, scale_factor=stride, mode="bilinear", align_corners=False)
     return F.interpolate(
-        square[..., :height, :width], embedding.source_hw, mode="bilinear", align_corners=False
+        pixels[..., :height, :width], embedding.source_hw, mode="bilinear", align_corners=False
     )

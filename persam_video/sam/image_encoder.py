@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -28,6 +28,14 @@ class Encoder(Protocol):
         """Embed one (H, W, 3) uint8 RGB picture."""
 
 
+@runtime_checkable
+class PaddingEncoder(Encoder, Protocol):
+    """An encoder that can leave the padding out, and can do with it what SAM does."""
+
+    def with_padding(self) -> Encoder:
+        """The same encoder, exactly as SAM was trained; one that has the padding is itself."""
+
+
 class Backbone(Protocol):
     """A network of this room: normalised batch -> embedding and finer maps."""
 
@@ -43,6 +51,8 @@ class SamImageEncoder:
         input_size: Side of the network's square input in pixels.
         device: Where to run.
         dtype: Number format of the network; the Embedding is float32 whatever this is.
+        padding: Encode the padding too, as SAM does. A network of windows and convolutions does
+            without; ViT-B, -L and -H have a position embedding of the whole square.
     """
 
     def __init__(
@@ -51,11 +61,14 @@ class SamImageEncoder:
         input_size: int = 1024,
         device: torch.device | None = None,
         dtype: torch.dtype = torch.float32,
+        *,
+        padding: bool = True,
     ) -> None:
         self.backbone = backbone
         self.input_size = input_size
         self.device = device or torch.device("cpu")
         self.dtype = dtype
+        self.padding = padding
         mean = torch.tensor(PIXEL_MEAN, device=self.device).view(1, 3, 1, 1)
         std = torch.tensor(PIXEL_STD, device=self.device).view(1, 3, 1, 1)
         self._mean, self._std = mean, std
@@ -67,22 +80,36 @@ class SamImageEncoder:
         input_hw = fit_longest_side(source_hw, self.input_size)
         x = self.preprocess(image_rgb, input_hw).to(self.dtype)
         neck, stages = self.backbone(x)
+        side = self.input_size // 16
+        missing = (0, side - neck.shape[3], 0, side - neck.shape[2])
         return Embedding(
-            neck=neck.float(),
+            neck=F.pad(neck.float(), missing),
             stages=tuple(stage.float() for stage in stages),
             source_hw=source_hw,
             input_hw=input_hw,
             input_size=self.input_size,
+            padding=self.padding,
         )
 
+    def with_padding(self) -> SamImageEncoder:
+        """The same network with the padding encoded too."""
+        if self.padding:
+            return self
+        return SamImageEncoder(self.backbone, self.input_size, self.device, self.dtype)
+
     def preprocess(self, image_rgb: UInt8Array, input_hw: tuple[int, int]) -> Tensor:
-        """(H, W, 3) uint8 RGB -> (1, 3, S, S) float32: resized, normalised, zero-padded."""
+        """(H, W, 3) uint8 RGB -> (1, 3, h, w) float32: resized, normalised, zero-padded.
+
+        h and w are S with padding, else the next multiples of 16.
+        """
         # Pillow's antialiased bilinear filter is what SAM was trained and released with.
         height, width = input_hw
         resized = Image.fromarray(image_rgb).resize((width, height), Image.Resampling.BILINEAR)
         pixels = torch.from_numpy(np.array(resized)).to(self.device)
         x = (pixels.permute(2, 0, 1)[None].float() - self._mean) / self._std
-        return F.pad(x, (0, self.input_size - width, 0, self.input_size - height))
+        if self.padding:
+            return F.pad(x, (0, self.input_size - width, 0, self.input_size - height))
+        return F.pad(x, (0, -width % 16, 0, -height % 16))
 
 
 class VitBackbone(nn.Module):

@@ -44,13 +44,14 @@ def load_sam(config: EncoderConfig, *, progress: bool = True) -> tuple[SamImageE
         module.requires_grad_(False).eval().to(device)
     backbone.to(dtype=dtype).to(memory_format=torch.channels_last)
 
+    padding = config.padding or not isinstance(backbone, TinyViT)
     grid = config.input_size // 16
     sam.prompt_encoder.image_embedding_size = (grid, grid)
     sam.prompt_encoder.input_image_size = (config.input_size, config.input_size)
     sam.prompt_encoder.mask_input_size = (4 * grid, 4 * grid)
     logger.info("%s on %s, %s, input %d", config.model, device, dtype, config.input_size)
     return (
-        SamImageEncoder(backbone, config.input_size, device, dtype),
+        SamImageEncoder(backbone, config.input_size, device, dtype, padding=padding),
         SamDecoder(sam.prompt_encoder, sam.mask_decoder),
     )
 

@@ -18,7 +18,7 @@ _TEMPERATURE = 0.05
 """Cosine by which one of them is more similar to weigh e times as much."""
 _MOST_CELLS = 3072
 """Remembered cells per frame; of a larger region every second, third, ... cell is remembered."""
-_CHUNK = 2048
+_CHUNK = 256
 """Cells asked about at once, which bounds the memory of the comparison."""
 
 

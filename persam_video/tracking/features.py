@@ -8,7 +8,7 @@ network's padding is left out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,8 +26,10 @@ def grid_size(embedding: Embedding) -> tuple[int, int]:
     return -(-height // GRID_STRIDE), -(-width // GRID_STRIDE)
 
 
+_CHANNELS = 256
+"""Principal components of the maps that a cell's features are made of."""
 _LOOKS = 96
-"""Channels that cells are compared in; more change nothing and cost time."""
+"""Of these, the first that cells are compared in; more change nothing and cost time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class FrameFeatures:
 
     Attributes:
         cells: (C, h, w) float32; the last channel is 1, for the intercept.
-        looks: (D, h, w) float32, their principal components brought to unit length.
+        looks: (D, h, w) float32, their first components brought to unit length.
         gram: (C, C) float32, sum of f f^T over all cells.
         total: (C,) float32, sum of f over all cells.
     """
@@ -49,65 +51,72 @@ class FrameFeatures:
 
 @dataclass(frozen=True, slots=True)
 class FeatureSpace:
-    """Channel statistics of the reference frame.
+    """Channel statistics and principal axes of the reference frame.
 
     Attributes:
         means: One (C_i, 1, 1) float32 per map.
         deviations: One (C_i, 1, 1) float32 per map, > 0.
-        axes: (C - 1, D) float32, principal axes of the cells, without the intercept.
+        axes: One (D, C_i) float32 per map; stacked along C_i they are the principal axes of the
+            cells, the one with the largest variance first.
     """
 
     means: tuple[Tensor, ...]
     deviations: tuple[Tensor, ...]
-    axes: Tensor
+    axes: tuple[Tensor, ...]
 
     @classmethod
     def fit(cls, embedding: Embedding) -> FeatureSpace:
         """Statistics over the cells of the reference frame."""
         maps = [_crop_padding(m, embedding)[0] for m in _maps(embedding)]
-        space = cls(
-            tuple(m.mean(dim=(1, 2), keepdim=True) for m in maps),
-            tuple(m.std(dim=(1, 2), keepdim=True).clamp_min(1e-6) for m in maps),
-            torch.empty(0),
-        )
-        cells = space._cells(embedding)[:-1].flatten(1)
-        return replace(space, axes=torch.linalg.eigh(cells @ cells.T)[1][:, -_LOOKS:])
+        means = tuple(m.mean(dim=(1, 2), keepdim=True) for m in maps)
+        deviations = tuple(m.std(dim=(1, 2), keepdim=True).clamp_min(1e-6) for m in maps)
+        whole = cls(means, deviations, ())
+        cells = torch.cat([_resized(m, s, embedding) for m, s in whole._unit_maps(embedding)])
+        flat = cells.flatten(1)
+        axes = torch.linalg.eigh(flat @ flat.T)[1].flip(1)[:, :_CHANNELS].T
+        return cls(means, deviations, axes.split([len(m) for m in maps], dim=1))
 
     def features(self, embedding: Embedding) -> FrameFeatures:
         """All that is learnt from or scored in one frame, on the grid of ``grid_size``."""
-        cells = self._cells(embedding)
+        height, width = grid_size(embedding)
+        components = torch.zeros((), device=embedding.neck.device)
+        for (unit, stride), axes in zip(self._unit_maps(embedding), self.axes, strict=True):
+            # Projected before it is resized, which is the same and less work.
+            projected = (axes @ unit.flatten(1)).view(-1, *unit.shape[1:])
+            components = components + _resized(projected, stride, embedding)
+        ones = torch.ones((1, height, width), device=embedding.neck.device)
+        cells = torch.cat([components, ones])
         flat = cells.flatten(1)
-        looks = F.normalize(torch.einsum("cd,chw->dhw", self.axes, cells[:-1]), dim=0)
+        looks = F.normalize(components[:_LOOKS], dim=0)
         return FrameFeatures(cells, looks, flat @ flat.T, flat.sum(dim=1))
 
-    def _cells(self, embedding: Embedding) -> Tensor:
-        """(C + 1, h, w) float32 over ``grid_size``; the last channel is 1, for the intercept."""
-        height, width = grid_size(embedding)
-        layers = []
-        for m, mean, deviation in zip(_maps(embedding), self.means, self.deviations, strict=True):
-            cropped, stride = _crop_padding(m, embedding)
-            unit = F.normalize((cropped - mean) / deviation, dim=0)
-            if stride != GRID_STRIDE:
-                unit = F.interpolate(
-                    unit[None],
-                    scale_factor=stride / GRID_STRIDE,
-                    mode="bilinear",
-                    align_corners=False,
-                )[0]
-            layers.append(unit[:, :height, :width])
-        ones = torch.ones((1, height, width), device=embedding.neck.device)
-        return torch.cat([*layers, ones])
+    def _unit_maps(self, embedding: Embedding) -> list[tuple[Tensor, int]]:
+        """Per map (C_i, h_i, w_i) float32 without padding, unit length per cell, and its stride."""
+        maps = (_crop_padding(m, embedding) for m in _maps(embedding))
+        return [
+            (F.normalize((m - mean) / deviation, dim=0), stride)
+            for (m, stride), mean, deviation in zip(maps, self.means, self.deviations, strict=True)
+        ]
+
+
+def _resized(m: Tensor, stride: int, embedding: Embedding) -> Tensor:
+    """(C, h', w') at a stride -> (C, h, w) over ``grid_size``."""
+    height, width = grid_size(embedding)
+    if stride != GRID_STRIDE:
+        scale = stride / GRID_STRIDE
+        m = F.interpolate(m[None], scale_factor=scale, mode="bilinear", align_corners=False)[0]
+    return m[:, :height, :width]
 
 
 def _maps(embedding: Embedding) -> tuple[Tensor, ...]:
     """All maps of the encoder, none finer than the feature grid, and the neck."""
     finest = embedding.input_size // GRID_STRIDE
-    stages = (F.avg_pool2d(m, max(1, m.shape[3] // finest)) for m in embedding.stages)
+    stages = (F.avg_pool2d(m, max(1, max(m.shape[2:]) // finest)) for m in embedding.stages)
     return (*stages, embedding.neck)
 
 
 def _crop_padding(m: Tensor, embedding: Embedding) -> tuple[Tensor, int]:
-    """(1, C, h, w) over the square -> (C, h', w') over the frame, and the map's stride."""
-    stride = embedding.input_size // m.shape[3]
+    """(1, C, h, w) -> (C, h', w') over the frame without padding, and the map's stride."""
+    stride = embedding.input_size // max(m.shape[2:])
     height, width = embedding.input_hw
     return m[0, :, : -(-height // stride), : -(-width // stride)], stride

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
+from persam_video.sam.decoder import to_square
 from persam_video.tracking.features import GRID_STRIDE, grid_size
 from persam_video.types import Embedding
 
@@ -20,9 +21,8 @@ def on_grid(square: Tensor, embedding: Embedding) -> Tensor:
 def on_square(grid: Tensor, embedding: Embedding) -> Tensor:
     """(N, rows, columns) of the feature grid -> (N, 4h, 4w) over the padded square."""
     cells, side = embedding.input_size // GRID_STRIDE, embedding.input_size // 4
-    padding = (0, cells - grid.shape[2], 0, cells - grid.shape[1])
-    padded = F.pad(grid, padding, value=float(grid.min()))
-    return F.interpolate(padded[:, None], (side, side), mode="bilinear")[:, 0]
+    padded = to_square(grid[:, None], cells)
+    return F.interpolate(padded, (side, side), mode="bilinear")[:, 0]
 
 
 def over_square(picture: Tensor, embedding: Embedding) -> Tensor:

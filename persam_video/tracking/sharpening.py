@@ -7,7 +7,7 @@ from torch import Tensor
 
 from persam_video.config import TrackConfig
 from persam_video.personalize.cascade import boxes_of_logits
-from persam_video.sam.decoder import PromptBatch, SamDecoder
+from persam_video.sam.decoder import PromptBatch, SamDecoder, cells_of_picture
 from persam_video.types import Candidates, Embedding
 
 _BELIEF = 0.3
@@ -32,26 +32,29 @@ def sharpened(
     candidates = decoder.decode(
         embedding, PromptBatch(boxes_xyxy=boxes, mask_logits=prior[:, None])
     )
-    refined, share = _best_candidate(prior, candidates, config)
+    rows, columns = (4 * cells for cells in cells_of_picture(embedding))
+    refined, share = _best_candidate(prior, candidates, (slice(rows), slice(columns)), config)
     limit = config.sam_logit_limit
     return torch.lerp(prior, refined.clamp(-limit, limit), share[:, None, None])
 
 
 def _best_candidate(
-    prior: Tensor, candidates: Candidates, config: TrackConfig
+    prior: Tensor, candidates: Candidates, picture: tuple[slice, slice], config: TrackConfig
 ) -> tuple[Tensor, Tensor]:
     """SAM's mask and its share in the blend, which is 0 where it disagrees with the prior.
 
     Args:
         prior: (N, 4h, 4w) logits.
         candidates: SAM's four masks of each object.
+        picture: Rows and columns that are no padding.
         config: As for ``sharpened``.
 
     Returns:
         (N, 4h, 4w) logits of the masks that agree best with the prior and that SAM itself
         believes in, and (N,) shares in [0, 1].
     """
-    p, q = prior.sigmoid()[:, None], candidates.logits.sigmoid()
+    p = prior[(..., *picture)].sigmoid()[:, None]
+    q = candidates.logits[(..., *picture)].sigmoid()
     agreement = torch.minimum(p, q).sum(dim=(2, 3)) / torch.maximum(p, q).sum(dim=(2, 3))
     best = (agreement + _BELIEF * candidates.predicted_iou).argmax(dim=1)
     row = torch.arange(len(best), device=best.device)

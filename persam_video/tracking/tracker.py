@@ -19,7 +19,7 @@ from persam_video.errors import PersamError, PromptError
 from persam_video.personalize.prompted import masks_from_prompts
 from persam_video.personalize.target import grid_coverage, make_target
 from persam_video.sam.decoder import SamDecoder, upscale_logits
-from persam_video.sam.image_encoder import Encoder
+from persam_video.sam.image_encoder import Encoder, PaddingEncoder
 from persam_video.sam.models import load_sam
 from persam_video.tracking.aggregation import label_map, soft_aggregate
 from persam_video.tracking.background import Background
@@ -69,7 +69,8 @@ class Tracker:
     on the latest frame at any time. Same input, same masks: nothing is random.
 
     Args:
-        encoder: Anything with ``encode(image_rgb) -> Embedding``.
+        encoder: Anything with ``encode(image_rgb) -> Embedding``. What SAM's decoder decides alone
+            (clicks, boxes, PerSAM) is encoded by its ``with_padding()``, if it has that.
         decoder: SAM's decoder for that encoder's embeddings.
         personalize: Settings of PerSAM's parts.
         track: Settings of the method through time.
@@ -83,6 +84,9 @@ class Tracker:
         track: TrackConfig | None = None,
     ) -> None:
         self.encoder = encoder
+        # Where SAM's decoder decides alone it gets what it was trained on: padded squares.
+        padded = encoder.with_padding() if isinstance(encoder, PaddingEncoder) else encoder
+        self._sam_encoder: Encoder = padded
         self._decoder = decoder
         self._personalize = personalize or PersonalizeConfig()
         self._track = track or TrackConfig()
@@ -118,6 +122,12 @@ class Tracker:
         """Ids of all objects followed, ascending, lost ones included."""
         return tuple(sorted(self._objects))
 
+    def encode(self, image_rgb: UInt8Array) -> Embedding:
+        """Embed one (H, W, 3) uint8 RGB picture as ``start`` and ``step`` do."""
+        # "track" gives a box and a mask to every prompt and does as well without the padding.
+        encoder = self.encoder if self._track.method == "track" else self._sam_encoder
+        return encoder.encode(image_rgb)
+
     @torch.inference_mode()
     def start(
         self, frame: Frame, labels: UInt8Array, embedding: Embedding | None = None
@@ -136,7 +146,7 @@ class Tracker:
             PromptError: The label map is empty, full, or of another size than the frame.
         """
         self.reset()
-        embedding = embedding or self.encoder.encode(frame.image_rgb)
+        embedding = embedding or self.encode(frame.image_rgb)
         self._latest = frame, embedding
         if self._background:
             self._background.look(frame.image_rgb)
@@ -157,7 +167,7 @@ class Tracker:
             PromptError: As for ``start``.
         """
         self.reset()
-        embedding = self.encoder.encode(image_rgb)
+        embedding = self.encode(image_rgb)
         self._learn(labels, embedding, in_clip=False)
         for obj in self._objects.values():
             obj.never_seen()
@@ -175,7 +185,7 @@ class Tracker:
         """
         if not self._objects and self._latest is None:
             raise PersamError("step() before start(): the tracker has no object to follow")
-        embedding = embedding or self.encoder.encode(frame.image_rgb)
+        embedding = embedding or self.encode(frame.image_rgb)
         self._latest = frame, embedding
         objects = self._in_order()
         change = self._background.look(frame.image_rgb) if self._background else None
@@ -282,7 +292,7 @@ class Tracker:
         Raises:
             PromptError: A point or box lies outside, or SAM finds no mask for an object.
         """
-        embedding = self.encoder.encode(image_rgb)
+        embedding = self._sam_encoder.encode(image_rgb)
         return masks_from_prompts(self._decoder, embedding, prompts)
 
     def _make_method(self) -> Method:
