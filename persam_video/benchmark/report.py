@@ -44,6 +44,8 @@ class Report:
         size_wh: Width and height of its frames in pixels.
         rounds: How often the clip was run.
         objects: Number of objects followed.
+        found: Share of the objects that were not lost, mean over the frames tracked; a lost object
+            costs less, or more, than one that is followed.
         decode: Getting a frame from the source.
         encode: The bare image encoder, its pre-processing included.
         track: ``Tracker.step``, its own call of the encoder included.
@@ -74,6 +76,7 @@ class Report:
     size_wh: tuple[int, int]
     rounds: int
     objects: int
+    found: float
     decode: Spread
     encode: Spread
     track: Spread
@@ -107,8 +110,8 @@ class Report:
         if self.queued_latency is not None:
             rows.append(("queued latency", self.queued_latency))
         lines = [
-            f"{self.source}: {self.size_wh[0]} x {self.size_wh[1]}, objects {self.objects}, "
-            f"rounds {self.rounds}",
+            f"{self.source}: {self.size_wh[0]} x {self.size_wh[1]}, objects {self.objects} "
+            f"({self.found:.0%} found), rounds {self.rounds}",
             f"{'stage':15}{'median ms':>11}{'low':>9}{'high':>9}{'samples':>9}",
         ]
         for name, spread in rows:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -25,13 +24,13 @@ import numpy as np
 from persam_video import pipeline
 from persam_video.benchmark.parts import STEP_PARTS, timed_parts
 from persam_video.benchmark.report import Report, Spread, commit, machine, versions
-from persam_video.benchmark.truth import Truth
+from persam_video.benchmark.truth import Truth, packed, unpacked
 from persam_video.errors import PersamError
 from persam_video.pipeline import RunSummary, peak_memory, reference_labels
 from persam_video.sam.gpu import forget_peak_gpu_memory, gpu_name, peak_gpu_memory
 from persam_video.sinks import OverlayVideoSink, PalettePngSink, Sink
 from persam_video.sources import Source
-from persam_video.types import Frame, Reference, TrackResult, UInt8Array, VideoInfo
+from persam_video.types import Frame, ObjectState, Reference, TrackResult, UInt8Array, VideoInfo
 
 if TYPE_CHECKING:
     from persam_video.tracking.tracker import Tracker
@@ -97,8 +96,10 @@ class StageBench:
         self._frames, self._truth, self._run = frames, truth, run
         self._rounds: list[_Samples] = []
         self._masks: list[tuple[str, bytes]] = []
+        self._found: list[float] = []
         self._info: VideoInfo | None = None
-        self._peaks: tuple[int | None, int | None] = None, None
+        self._ids: tuple[int, ...] = ()  # the tracker may follow others by the time of the report
+        self._peaks: list[tuple[int, int]] = []
 
     def round(self) -> None:
         """Run the clip once more.
@@ -117,7 +118,7 @@ class StageBench:
         if self._run is not None:
             self._end_to_end(samples, self._run)
         self._rounds.append(samples)
-        self._peaks = peak_memory(), peak_gpu_memory()
+        self._peaks.append((peak_memory() or 0, peak_gpu_memory() or 0))
 
     def report(self, settings: str = "") -> Report:
         """What the rounds so far amount to; at least one has been run.
@@ -140,12 +141,13 @@ class StageBench:
         queued = all_of("queued")
         score = None
         if self._truth is not None:
-            score = self._truth.score(self._tracker.object_ids, self._results(info.size_hw))
+            score = self._truth.score(self._ids, self._results(info.size_hw))
         return Report(
             source=info.spec,
             size_wh=(info.size_hw[1], info.size_hw[0]),
             rounds=len(rounds),
-            objects=len(self._tracker.object_ids),
+            objects=len(self._ids),
+            found=float(np.mean(self._found)),
             decode=stages["decode"],
             encode=stages["encode"],
             track=stages["track"],
@@ -159,8 +161,8 @@ class StageBench:
             round_fps=speeds,
             slowest=max(("decode", "track", "write"), key=lambda name: stages[name].median),
             overlap=float(np.median(overlaps)) if overlaps else None,
-            peak_memory=self._peaks[0],
-            peak_gpu_memory=self._peaks[1],
+            peak_memory=max(resident for resident, _ in self._peaks) or None,
+            peak_gpu_memory=max(on_gpu for _, on_gpu in self._peaks) or None,
             score=score,
             settings=settings,
             machine=machine(),
@@ -178,6 +180,7 @@ class StageBench:
             first = next(source)
             labels = reference_labels(self._tracker, self._reference, first.image_rgb)
             self._tracker.start(first, labels)
+            self._ids = self._tracker.object_ids
             sinks = _sinks(stack, source.info)
             for position in range(WARM_UP + self._frames):
                 begun = time.perf_counter()
@@ -193,8 +196,10 @@ class StageBench:
                 timed.write.append(time.perf_counter() - begun)
                 timed.decode.append(decoded)
                 timed.latency.append(decoded + timed.track[-1])
-                if keep:  # compressed, as memory is measured too
-                    self._masks.append((frame.stem, zlib.compress(result.labels.tobytes(), 1)))
+                lost = sum(state is ObjectState.LOST for state in result.states.values())
+                self._found.append(1 - lost / len(self._ids))
+                if keep:
+                    self._masks.append((frame.stem, packed(result.labels)))
         if not samples.track:
             raise PersamError(
                 f"the clip is too short to time it: at least {WARM_UP + 2} frames are needed",
@@ -240,8 +245,8 @@ class StageBench:
         samples.fps = len(timed) / (clock.times[-1] - clock.times[WARM_UP])
 
     def _results(self, size_hw: tuple[int, int]) -> Iterator[tuple[str, UInt8Array]]:
-        for stem, packed in self._masks:
-            yield stem, np.frombuffer(zlib.decompress(packed), np.uint8).reshape(size_hw)
+        for stem, labels in self._masks:
+            yield stem, unpacked(labels, size_hw)
 
 
 def measure(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,3 +104,13 @@ class Truth:
                 path=self.folder,
             )
         return Score(clip.j.mean, clip.f.mean, len(clip.objects[0].j_frames))
+
+
+def packed(labels: UInt8Array) -> bytes:
+    """A label map small enough to be kept where memory is measured."""
+    return zlib.compress(labels.tobytes(), 1)
+
+
+def unpacked(packed_labels: bytes, size_hw: tuple[int, int]) -> UInt8Array:
+    """(H, W) uint8 label map of what ``packed`` gave."""
+    return np.frombuffer(zlib.decompress(packed_labels), np.uint8).reshape(size_hw)
