@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bench_sweeps import EARLY
 
 from persam_video.benchmark.report import Report
 from persam_video.files import atomic_path
@@ -80,10 +81,12 @@ def _of_rounds(these: Sequence[float], those: Sequence[float], means: str) -> di
 
 
 def _of_lengths(windows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The last window of a long clip against the first one."""
+    """The last window of a long clip against that at frame 100, or the first one."""
     if len(windows) < 2:
         return {}
-    early, late = windows[0], windows[-1]
+    early, late = next((w for w in windows if w["frame"] == EARLY), windows[0]), windows[-1]
+    if early is late:
+        return {}
     name = f"frame_{late['frame']}_over_{early['frame']}"
     steps = [window["track"] / window["encode"] for window in (early, late)]
     found = {
@@ -160,6 +163,7 @@ def plot(results: Mapping[str, Any], path: Path) -> bool:
         (draw, sections[key])
         for key, draw in (
             ("compare", _plot_stages),
+            ("compare", _plot_speeds),
             ("objects", _plot_objects),
             ("sizes", _plot_sizes),
             ("lengths", _plot_lengths),
@@ -185,20 +189,39 @@ def plot(results: Mapping[str, Any], path: Path) -> bool:
 def _plot_stages(axes: Any, compared: Mapping[str, Any]) -> None:
     """Bars of every stage of the tracker with their spread, and the bare encoder's line."""
     own = compared[OWN]
-    rows = {name: own[name] for name in ("decode", "track")}
-    rows |= {f"  {name}": spread for name, spread in own["parts"].items()}
-    rows |= {"write": own["write"]}
-    for name, other in compared.items():
-        if name != OWN:
-            rows[f"{name}: track"] = other["track"]
-    medians = np.array([1e3 * row["median"] for row in rows.values()])
-    ends = np.array([[1e3 * row["low"], 1e3 * row["high"]] for row in rows.values()]).T
-    errors = np.maximum([medians - ends[0], ends[1] - medians], 0)
-    axes.barh(list(rows), medians, xerr=errors, color="C0", ecolor="0.3")
+    stages = {name: own[name] for name in ("decode", "track", "write")}
+    rows = {"decode": stages["decode"], "track": stages["track"]}
+    rows |= {f"of it {name}": spread for name, spread in own["parts"].items()}
+    rows["write"] = stages["write"]
+    low, middle, high = (
+        np.array([1e3 * row[name] for row in rows.values()]) for name in ("low", "median", "high")
+    )
+    colours = ["C0" if name in stages else "C9" for name in rows]
+    bars = axes.barh(
+        list(rows), middle, xerr=[middle - low, high - middle], color=colours, ecolor="0.4"
+    )
+    axes.bar_label(bars, [f"{value:.3g}" for value in middle], padding=4, fontsize=8)
     axes.axvline(1e3 * own["encode"]["median"], color="C1", label="bare encoder")
     axes.invert_yaxis()
+    axes.margins(x=0.12)
     axes.set_xlabel("milliseconds per frame, each stage alone")
     axes.legend()
+
+
+def _plot_speeds(axes: Any, compared: Mapping[str, Any]) -> None:
+    """Frames per second end to end of all that is compared, J&F beside them."""
+    names = list(compared)
+    bars = axes.barh(names, [row["fps"] for row in compared.values()], color="C0")
+    told = [
+        f"J&F {_percent(row['score'])}" if row["score"] else f"{row['fps']:.3g}"
+        for row in compared.values()
+    ]
+    axes.bar_label(bars, told, padding=4, fontsize=8)
+    for place, row in enumerate(compared.values()):
+        axes.plot(row["round_fps"], [place] * len(row["round_fps"]), "|", color="0.2")
+    axes.invert_yaxis()
+    axes.margins(x=0.2)
+    axes.set_xlabel("frames/s end to end")
 
 
 def _plot_objects(axes: Any, objects: Mapping[str, Any]) -> None:
@@ -211,7 +234,7 @@ def _plot_objects(axes: Any, objects: Mapping[str, Any]) -> None:
         )
         axes.plot(counts, middle, "o-", color=colour, label=label)
         axes.fill_between(counts, low, high, color=colour, alpha=0.2)
-    axes.set(xlabel="objects", ylabel="milliseconds per frame", ylim=(0, None))
+    axes.set(xlabel="objects", xticks=counts, ylabel="milliseconds per frame", ylim=(0, None))
     axes.legend()
 
 
@@ -223,7 +246,7 @@ def _plot_sizes(axes: Any, sizes: Mapping[str, Any]) -> None:
             heights, [1e3 * row[stage]["median"] for row in sizes.values()], "o-", label=stage
         )
     axes.set(xlabel="height of the source in pixels", ylabel="milliseconds per frame")
-    axes.set_ylim(bottom=0)
+    axes.set(yscale="log", xticks=heights)
     axes.legend()
 
 
