@@ -135,9 +135,10 @@ def test_bench_tool_writes_all_sections_with_scores_ratios_and_a_plot(
     Path("slow.toml").write_text("[track]\nclose_up = true\n", encoding="utf-8")
     assert main([*COMMAND, *sections, *others, "--against", "slow.toml"]) == 0
     results = json.loads(Path("out/bench.json").read_text(encoding="utf-8"))
-    assert results["settings"]["encoder"]["model"] == "vit_t"
     compared, objects, sizes, windows = results["sections"].values()
     assert list(compared) == ["default", "slow"]
+    assert not results["settings"]["track"]["close_up"]
+    assert compared["slow"]["settings"]["track"]["close_up"]
     assert compared["default"]["score"]["frames"] == 4
     assert 0 < compared["default"]["score"]["j_and_f"] < 1
     assert [row["objects"] for row in objects.values()] == [1, 3]

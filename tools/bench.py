@@ -18,6 +18,8 @@ slows all of them alike; believe the ratios of one run, not times of two. Sectio
     lengths       the clip looped; time and memory at frame 100 and at the end of every length
 
 OUT gets bench.json (whole after every section; seconds and bytes) and bench.png (with matplotlib).
+Peak memory is of the process, the networks of all that is compared among it; found is the share of
+objects that were not lost, as only those cost what following costs.
 Without --truth there is no J&F. The default takes some minutes on two cores; --full takes hours.
 """
 

@@ -70,7 +70,8 @@ def ratios(sections: Mapping[str, Any]) -> dict[str, Any]:
             found[f"objects_{count}_over_1"] = _of_rounds(
                 many["round_ratios"],
                 objects["1"]["round_ratios"],
-                f"time of a step with {count} objects over that with one",
+                f"time of a step with {count} objects, {many['found']:.0%} of them found, over "
+                "that with one",
             )
     return found | _of_lengths(sections.get("lengths", []))
 
@@ -141,9 +142,10 @@ def _table(title: str, rows: Mapping[str, Any]) -> str:
     lines = [f"{title:{width}}{head}  track/encode  frames/s  found   J&F"]
     for name, row in rows.items():
         times = "".join(f"{1e3 * row[stage]['median']:11.1f}" for stage in stages)
+        found = "" if row.get("random_weights") else f"{row['found']:.0%}"
         speed = "" if row["fps"] is None else f"{row['fps']:.2f}"
         lines.append(
-            f"{name:{width}}{times}{row['ratio']:14.2f}{speed:>10}{row['found']:7.0%}{_percent(row['score']):>6}"
+            f"{name:{width}}{times}{row['ratio']:14.2f}{speed:>10}{found:>7}{_percent(row['score']):>6}"
         )
     return "\n".join(lines)
 

@@ -97,11 +97,12 @@ def compare(job: Job) -> dict[str, Any]:
     """The tracker, other settings of it, the first way and the video models, in turns."""
     config, wanted = job.config, job.args.sections
     benches = {OWN: job.bench(job.tracker, job.labels)}
+    settings: dict[str, pv.Config] = {}
     for path in job.args.against if "stages" in wanted else ():
         other = pv.load_config(path)
         encoder = replace(other.encoder, device=config.encoder.device)
-        tracker = pv.Tracker.from_config(replace(other, source=config.source, encoder=encoder))
-        benches[path.stem] = job.bench(tracker, job.labels)
+        other = settings[path.stem] = replace(other, source=config.source, encoder=encoder)
+        benches[path.stem] = job.bench(pv.Tracker.from_config(other), job.labels)
     if "first_way" in wanted:
         first = FirstWay(replace(config.encoder, input_size=job.args.first_way_size))
         benches[FIRST] = job.bench(first, job.labels, run=run_in_turn)
@@ -117,6 +118,8 @@ def compare(job: Job) -> dict[str, Any]:
     entries = job.in_turns("compare", benches)
     for name in models:
         entries[name]["random_weights"] = True
+    for name, used in settings.items():
+        entries[name]["settings"] = asdict(used)
     return entries
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 import persam_video as pv
 from persam_video.benchmark.truth import Score, Truth, packed, unpacked
-from persam_video.sam.gpu import forget_peak_gpu_memory, peak_gpu_memory
+from persam_video.sam.machine import forget_peak_gpu_memory, peak_gpu_memory
 from persam_video.sources import Source
 from persam_video.types import object_ids
 

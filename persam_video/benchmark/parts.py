@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from persam_video.sam.decoder import SamDecoder
-from persam_video.sam.gpu import wait_for_gpu
 from persam_video.sam.image_encoder import SamImageEncoder
+from persam_video.sam.machine import wait_for_gpu
 from persam_video.tracking import tracker
 from persam_video.tracking.background import Background
 from persam_video.tracking.close_up import CloseUps

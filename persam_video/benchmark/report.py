@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from persam_video.benchmark.truth import Score
-from persam_video.sam.gpu import gpu_name
+from persam_video.sam.machine import gpu_name, processor_threads
 
 _PACKAGES = ("persam-video", "torch", "numpy", "av", "opencv-python")
 
@@ -143,7 +143,7 @@ class Report:
 
 
 def machine() -> str:
-    """Processor, number of cores, GPU in use, system and Python, for a report."""
+    """Processor, its cores and threads, GPU in use, system and Python, for a report."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -152,7 +152,8 @@ def machine() -> str:
             (x.partition(":")[2].strip() for x in lines if x.startswith("model name")), name
         )
     gpu = gpu_name()
-    facts = [f"{os.cpu_count()} cores", *([gpu] if gpu else []), platform.platform()]
+    cores = f"{os.cpu_count()} cores ({processor_threads()} threads used)"
+    facts = [cores, *([gpu] if gpu else []), platform.platform()]
     return ", ".join([name, *facts, f"Python {platform.python_version()}"])
 
 

@@ -27,7 +27,7 @@ from persam_video.benchmark.report import Report, Spread, commit, machine, versi
 from persam_video.benchmark.truth import Truth, packed, unpacked
 from persam_video.errors import PersamError
 from persam_video.pipeline import RunSummary, peak_memory, reference_labels
-from persam_video.sam.gpu import forget_peak_gpu_memory, gpu_name, peak_gpu_memory
+from persam_video.sam.machine import forget_peak_gpu_memory, gpu_name, peak_gpu_memory
 from persam_video.sinks import OverlayVideoSink, PalettePngSink, Sink
 from persam_video.sources import Source
 from persam_video.types import Frame, ObjectState, Reference, TrackResult, UInt8Array, VideoInfo

@@ -1,8 +1,16 @@
-"""What a benchmark asks of an NVIDIA GPU; without one in use nothing happens here."""
+"""What a benchmark asks of the machine that the network runs on.
+
+The questions about the GPU are for NVIDIA's; without one in use nothing happens there.
+"""
 
 from __future__ import annotations
 
 import torch
+
+
+def processor_threads() -> int:
+    """Threads that the network takes on the processor."""
+    return torch.get_num_threads()
 
 
 def gpu_name() -> str | None:
