@@ -202,7 +202,9 @@ def _plot_stages(axes: Any, compared: Mapping[str, Any]) -> None:
     bars = axes.barh(
         list(rows), middle, xerr=[middle - low, high - middle], color=colours, ecolor="0.4"
     )
-    axes.bar_label(bars, [f"{value:.3g}" for value in middle], padding=4, fontsize=8)
+    axes.bar_label(
+        bars, [f"{v:.0f}" if v >= 100 else f"{v:.3g}" for v in middle], padding=4, fontsize=8
+    )
     axes.axvline(1e3 * own["encode"]["median"], color="C1", label="bare encoder")
     axes.invert_yaxis()
     axes.margins(x=0.12)
