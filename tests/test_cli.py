@@ -499,17 +499,49 @@ def test_bench_times_every_stage(
     report = json.loads(Path("b.json").read_text())
     assert report["objects"] == 2
     assert report["size_wh"] == [48, 32]
-    for stage in ("decode", "encode", "track", "write"):
+    for stage in ("decode", "encode", "track", "write", "latency", "queued_latency"):
         spread = report[stage]
         assert spread["samples"] == 2 * 3  # two of the five frames after the first warm up
         assert 0 < spread["low"] <= spread["median"] <= spread["high"]
+    assert list(report["parts"]) == ["other"]  # the fake tracker has none of the parts
     assert report["ratio"] == pytest.approx(report["track"]["median"] / report["encode"]["median"])
-    assert len(report["round_ratios"]) == 2
-    assert "track / encode: " in capsys.readouterr().out
+    assert len(report["round_ratios"]) == len(report["round_fps"]) == 2
+    assert report["fps"] == pytest.approx(sum(report["round_fps"]) / 2)
+    assert report["slowest"] in ("decode", "track", "write")
+    assert report["score"] is None
+    text = capsys.readouterr().out
+    assert "track / encode: " in text
+    assert "end to end: " in text
     assert main([*command, "--end", "3"]) == 1
     assert "at least 4 frames" in capsys.readouterr().err
     assert main([*command, "--frames", "0"]) == 2
     assert main([*command, "--reference-image", "mask.png"]) == 2
+    assert main([*command, "--merge-objects"]) == 2
+
+
+def test_bench_truth_scores_the_timed_masks(
+    clip: Path, fake: Callable[..., list[Config]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake()
+    Path("truth").mkdir()
+    wrong = make_labels()
+    wrong[wrong == 2] = 0
+    for index in range(FRAMES):
+        write_label_map(Path(f"truth/shot{index}.png"), make_labels() if index < 3 else wrong)
+    command = ["bench", "clip", "--mask", "mask.png", "--frames", "2", "--rounds", "1"]
+    assert main([*command, "--truth", "truth", "--json", "b.json"]) == 0
+    score = json.loads(Path("b.json").read_text())["score"]
+    # four tracked frames: object 1 right in all, object 2 in two of them
+    assert score == {"j": 0.75, "f": 0.75, "frames": 4}
+    assert "J&F 75.0" in capsys.readouterr().out
+    assert main([*command, "--truth", "truth", "--merge-objects", "--json", "b.json"]) == 0
+    merged = json.loads(Path("b.json").read_text())["score"]
+    assert merged["j"] == pytest.approx((1 + 1 + 0.5 + 0.5) / 4)
+    Path("truth/shot4.png").unlink()
+    assert main([*command, "--truth", "truth"]) == 1
+    assert "shot4.png: there is no such label map" in capsys.readouterr().err
+    assert main([*command, "--truth", "clip/none"]) == 1
+    assert "no ground truth" in capsys.readouterr().err
 
 
 def test_info_source_tells_what_track_would_get(

@@ -28,9 +28,8 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +43,7 @@ from scipy import ndimage
 
 import persam_video as pv
 from persam_video.batch import first_labels
+from persam_video.benchmark.parts import timed_parts
 from persam_video.evaluation.davis import DavisClip, read_split
 from persam_video.evaluation.scores import score_clip
 from persam_video.files import atomic_path
@@ -54,10 +54,10 @@ from persam_video.tracking.target_model import TargetModel
 from persam_video.types import VOID, object_ids
 
 PARTS = {
-    "features": (FeatureSpace, "features"),
-    "appearance_memory": (AppearanceMemory, "score"),
-    "target_model": (TargetModel, "update"),
-    "decoder": (SamDecoder, "decode"),
+    "features": ((FeatureSpace, "features"),),
+    "appearance_memory": ((AppearanceMemory, "score"),),
+    "target_model": ((TargetModel, "update"),),
+    "decoder": ((SamDecoder, "decode"),),
 }
 """Name in the report -> the method whose time is taken."""
 
@@ -112,31 +112,6 @@ def _variant(name: str, table: dict[str, Any]) -> Variant:
         section, _, setting = key.partition(".")
         layer.setdefault(section, {})[setting] = value
     return Variant(name, pv.Config().merged(layer, name), click=reference == "click")
-
-
-@contextmanager
-def timed_parts() -> Iterator[dict[str, float]]:
-    """Seconds spent in each of PARTS while in the block."""
-    seconds = dict.fromkeys(PARTS, 0.0)
-    originals = {part: getattr(*where) for part, where in PARTS.items()}
-
-    def timed(part: str, original: Any) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            begin = time.perf_counter()
-            try:
-                return original(*args, **kwargs)
-            finally:
-                seconds[part] += time.perf_counter() - begin
-
-        return call
-
-    for part, (owner, name) in PARTS.items():
-        setattr(owner, name, timed(part, originals[part]))
-    try:
-        yield seconds
-    finally:
-        for part, (owner, name) in PARTS.items():
-            setattr(owner, name, originals[part])
 
 
 def middle_of(mask: np.ndarray[Any, np.dtype[np.bool_]]) -> tuple[int, int]:
@@ -196,7 +171,7 @@ def _run_variant(
     ms: list[float] = []
     results: list[Any] = []
     with (
-        timed_parts() as seconds,
+        timed_parts(PARTS) as seconds,
         pv.open_source(clip.frame_folder) as source,
         pv.PalettePngSink(folder, overwrite=True) as sink,
     ):

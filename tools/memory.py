@@ -15,7 +15,7 @@ import json
 import platform
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,11 +26,11 @@ STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
-def looped(clip: str, frames: int) -> Iterator[pv.Frame]:
+def looped(open_clip: Callable[[], pv.Source], frames: int) -> Iterator[pv.Frame]:
     """The clip's frames again and again, with indices and times that go on."""
     index = 0
     while True:
-        with pv.open_source(clip) as source:
+        with open_clip() as source:
             rate = source.info.rate or 25
             for frame in source:
                 if index == frames:
@@ -67,7 +67,7 @@ def measure(clip: str, mask: Path, config: pv.Config, first: int, frames: int) -
             pv.PalettePngSink(Path(folder) / "masks"),
             pv.OverlayVideoSink(Path(folder) / "overlay.mp4", None),
         ]
-        source = looped(clip, frames)
+        source = looped(lambda: pv.open_source(clip), frames)
         pv.run(source, tracker, reference, sinks, lambda _: peaks.append(peak_bytes()))
     return {
         "clip": clip,

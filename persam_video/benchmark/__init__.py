@@ -1,0 +1,1 @@
+"""How long a frame takes, stage by stage, beside how good its mask is."""

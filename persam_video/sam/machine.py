@@ -1,0 +1,39 @@
+"""What a benchmark asks of the machine that the network runs on.
+
+The questions about the GPU are for NVIDIA's; without one in use nothing happens there.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def processor_threads() -> int:
+    """Threads that the network takes on the processor."""
+    return torch.get_num_threads()
+
+
+def gpu_name() -> str | None:
+    """Name of the GPU in use; None as long as nothing has run on one."""
+    return torch.cuda.get_device_name() if _in_use() else None
+
+
+def wait_for_gpu() -> None:
+    """Return when all that was asked of the GPU is done; a GPU works on its own until then."""
+    if _in_use():
+        torch.cuda.synchronize()
+
+
+def peak_gpu_memory() -> int | None:
+    """Most bytes that tensors held on the GPU since ``forget_peak_gpu_memory``, or None."""
+    return torch.cuda.max_memory_allocated() if _in_use() else None
+
+
+def forget_peak_gpu_memory() -> None:
+    """Let the peak start from what is held now."""
+    if _in_use():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _in_use() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]

@@ -1,0 +1,240 @@
+"""What the sweeps of tools/bench.py run on: many objects, other sizes, longer clips."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import cv2
+import numpy as np
+from memory import STATUS, forget_peak, looped, peak_bytes
+from numpy.typing import NDArray
+from PIL import Image
+
+import persam_video as pv
+from persam_video.benchmark.truth import Score, Truth, packed, unpacked
+from persam_video.sam.machine import forget_peak_gpu_memory, peak_gpu_memory
+from persam_video.sources import Source
+from persam_video.types import object_ids
+
+WINDOW = 10
+"""Frames of a long clip that are looked at together."""
+EARLY = 100
+"""Frame at which a long clip is compared with itself later on."""
+
+_SMALLEST_PART = 64
+_JPEG_QUALITY = 95
+
+
+def parts_of(labels: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
+    """Cut what a label map marks into ``count`` disjoint objects of about the same area.
+
+    The marked pixels, whatever their object, are halved (or divided as the counts demand) along
+    their longer extent again and again. The objects together are the marked pixels, so that J&F of
+    all of them as one still tells how good the masks are.
+
+    Args:
+        labels: (H, W) uint8.
+        count: 1 to 254.
+
+    Returns:
+        (H, W) uint8 label map of the objects 1 to ``count``.
+
+    Raises:
+        PromptError: The objects would be smaller than 64 pixels.
+    """
+    places = np.argwhere(np.isin(labels, object_ids(labels)))
+    if len(places) < count * _SMALLEST_PART:
+        raise pv.PromptError(
+            f"the mask has {len(places)} pixels: too few to cut it into {count} objects of at "
+            f"least {_SMALLEST_PART}; legal is --object-shape boxes, or fewer objects"
+        )
+    cut = np.zeros_like(labels)
+    groups = [(places, count)]
+    label = 0
+    while groups:
+        group, parts = groups.pop()
+        if parts == 1:
+            label += 1
+            cut[group[:, 0], group[:, 1]] = label
+            continue
+        axis = int(np.argmax(np.ptp(group, axis=0)))
+        order = group[np.argsort(group[:, axis], kind="stable")]
+        at = round(len(order) * (parts // 2) / parts)
+        groups += [(order[at:], parts - parts // 2), (order[:at], parts // 2)]
+    return cut
+
+
+def boxes_in(size_hw: tuple[int, int], count: int) -> NDArray[np.uint8]:
+    """(H, W) uint8 label map with ``count`` boxes on a grid, half as long and wide as its cells."""
+    height, width = size_hw
+    columns = min(count, math.ceil(math.sqrt(count * width / height)))
+    rows = math.ceil(count / columns)
+    labels = np.zeros(size_hw, np.uint8)
+    for place in range(count):
+        y, x = divmod(place, columns)
+        top, left = (4 * y + 1) * height // (4 * rows), (4 * x + 1) * width // (4 * columns)
+        labels[top : top + height // (2 * rows), left : left + width // (2 * columns)] = place + 1
+    return labels
+
+
+def write_resized(source: Source, folder: Path, height: int, frames: int) -> None:
+    """Write the first frames of a source, ``height`` pixels high, as JPEGs with their names.
+
+    The width keeps the shape and is even. The clip is then read like any other, so that decoding
+    is measured at that size too.
+    """
+    folder.mkdir(parents=True)
+    for frame in islice(source, frames):
+        size_hw = resized_hw(frame.size_hw, height)
+        shrinks = height < frame.size_hw[0]
+        image = cv2.resize(
+            frame.image_rgb,
+            (size_hw[1], size_hw[0]),
+            interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC,
+        )
+        Image.fromarray(image).save(folder / f"{frame.stem}.jpg", quality=_JPEG_QUALITY)
+
+
+def resized_hw(size_hw: tuple[int, int], height: int) -> tuple[int, int]:
+    """Height, and the even width that keeps the shape."""
+    return height, max(2, 2 * round(height * size_hw[1] / size_hw[0] / 2))
+
+
+def resized_labels(labels: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
+    """The label map of ``size_hw``; every object must be left.
+
+    Raises:
+        PromptError: An object is too small for that size.
+    """
+    size_wh = (size_hw[1], size_hw[0])
+    resized = np.asarray(cv2.resize(labels, size_wh, interpolation=cv2.INTER_NEAREST), np.uint8)
+    if gone := sorted(set(object_ids(labels)) - set(object_ids(resized))):
+        raise pv.PromptError(f"nothing is left of objects {gone} at {size_wh[0]} x {size_wh[1]}")
+    return resized
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Some frames in the course of a long clip.
+
+    Attributes:
+        frame: Position of the last one in the clip.
+        track: Median seconds from one frame to the next, decoding overlapped.
+        encode: Median seconds of the bare encoder on the same frames.
+        resident: Resident memory at its end in bytes; None where the system does not tell.
+        peak_memory: Most resident memory since tracking began, loading left out where possible.
+        peak_gpu_memory: Most memory of tensors on the GPU since then; None without one.
+        score: J and F of these frames; None without ground truth.
+    """
+
+    frame: int
+    track: float
+    encode: float
+    resident: int | None
+    peak_memory: int
+    peak_gpu_memory: int | None
+    score: Score | None
+
+
+def long_run(
+    open_clip: Callable[[], Source],
+    tracker: pv.Tracker,
+    labels: NDArray[np.uint8],
+    lengths: Sequence[int],
+    truth: Truth | None,
+    tell: Callable[[str], None],
+) -> list[Window]:
+    """Follow objects through a looped clip as long as the longest of ``lengths``.
+
+    Everything runs as in ``persam-video track``. At frame 100 and at the end of every length the
+    last frames are looked at, and encoded alone as well, so that a machine that gets slower over
+    the time is not taken for a tracker that does.
+
+    Args:
+        open_clip: Opens the clip anew for every turn of the loop.
+        tracker: Started anew.
+        labels: (H, W) uint8 label map of the first frame.
+        lengths: Frames, each above ``WINDOW``.
+        truth: Ground truth of the clip.
+        tell: Gets progress.
+    """
+    ends = sorted({*lengths, EARLY} if max(lengths) > EARLY else set(lengths))
+    names = _names(open_clip, ends[-1]) if truth else []
+    windows: list[Window] = []
+    masks: dict[int, list[tuple[str, bytes]]] = {end: [] for end in ends}
+    track_s: list[float] = []
+    encode_s: list[float] = []
+
+    def watched() -> Iterator[tuple[pv.Frame, pv.TrackResult]]:
+        source = looped(open_clip, ends[-1])
+        with closing(pv.track(source, tracker, pv.Reference(labels))) as results:
+            begun = time.perf_counter()
+            for frame, result in results:
+                spent, count = time.perf_counter() - begun, frame.index + 1
+                end = next(end for end in ends if end >= count)
+                if count > end - WINDOW:
+                    track_s.append(spent)
+                    encode_s.append(_encoding(tracker, frame))
+                    if truth:
+                        name = names[frame.index % len(names)]
+                        masks[end].append((name, packed(result.labels)))
+                if count == end:
+                    windows.append(_window(end, track_s, encode_s))
+                    tell(f"lengths: frame {count} of {ends[-1]}")
+                    track_s.clear()
+                    encode_s.clear()
+                yield frame, result
+                begun = time.perf_counter()
+
+    forget_peak()
+    forget_peak_gpu_memory()
+    with tempfile.TemporaryDirectory(prefix="persam_video-") as folder:
+        overlay = pv.OverlayVideoSink(Path(folder) / "overlay.mp4", None)
+        pv.write_results(watched(), [pv.PalettePngSink(Path(folder) / "masks"), overlay])
+    if truth is None:
+        return windows
+    size_hw = labels.shape[0], labels.shape[1]
+    return [
+        replace(
+            window,
+            score=truth.score(
+                tracker.object_ids,
+                ((name, unpacked(data, size_hw)) for name, data in masks[window.frame]),
+            ),
+        )
+        for window in windows
+    ]
+
+
+def _names(open_clip: Callable[[], Source], frames: int) -> list[str]:
+    """Stems of the first frames of a clip, all of them if it is shorter."""
+    with open_clip() as source:
+        return [frame.stem for frame in islice(source, frames)]
+
+
+def _window(end: int, track_s: list[float], encode_s: list[float]) -> Window:
+    """Sum up the frames up to ``end``."""
+    track, encode = (statistics.median(seconds) for seconds in (track_s, encode_s))
+    return Window(end, track, encode, resident_bytes(), peak_bytes(), peak_gpu_memory(), None)
+
+
+def _encoding(tracker: pv.Tracker, frame: pv.Frame) -> float:
+    begun = time.perf_counter()
+    float(tracker.encoder.encode(frame.image_rgb).neck.flatten()[0])
+    return time.perf_counter() - begun
+
+
+def resident_bytes() -> int | None:
+    """Memory resident now; None without /proc."""
+    if not STATUS.is_file():
+        return None
+    line = next(x for x in STATUS.read_text("ascii").splitlines() if x.startswith("VmRSS:"))
+    return 1024 * int(line.split()[1])
