@@ -42,6 +42,9 @@ class FakeTracker:
         self._on_step = on_step
         self._labels = np.zeros((1, 1), np.uint8)
 
+    def encode(self, image_rgb: UInt8Array) -> SimpleNamespace:
+        return self.encoder.encode(image_rgb)
+
     def start(self, frame: Frame, labels: UInt8Array) -> TrackResult:
         self.calls.append(("start", frame.index))
         self._labels, self.object_ids = labels, object_ids(labels)

@@ -228,7 +228,7 @@ def _window(end: int, track_s: list[float], encode_s: list[float]) -> Window:
 
 def _encoding(tracker: pv.Tracker, frame: pv.Frame) -> float:
     begun = time.perf_counter()
-    float(tracker.encoder.encode(frame.image_rgb).neck.flatten()[0])
+    float(tracker.encode(frame.image_rgb).neck.flatten()[0])
     return time.perf_counter() - begun
 
 

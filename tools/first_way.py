@@ -124,6 +124,10 @@ class FirstWay:
         """Ids of all objects followed, ascending."""
         return tuple(obj.object_id for obj in self._objects)
 
+    def encode(self, image_rgb: NDArray[np.uint8]) -> pv.Embedding:
+        """Embed one (H, W, 3) uint8 RGB picture."""
+        return self.encoder.encode(image_rgb)
+
     @torch.inference_mode()
     def start(self, frame: pv.Frame, labels: NDArray[np.uint8]) -> pv.TrackResult:
         """Take the objects of a (H, W) uint8 label map of the first frame."""

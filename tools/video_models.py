@@ -50,7 +50,6 @@ class VideoModel:
         self._device, self._dtype = device, dtype
         self._session: Any = None
         self.object_ids: tuple[int, ...] = ()
-        self.encoder = SimpleNamespace(encode=self._encode)
 
     @torch.inference_mode()
     def start(self, frame: pv.Frame, labels: NDArray[np.uint8]) -> pv.TrackResult:
@@ -98,7 +97,7 @@ class VideoModel:
         return ((pixels - mean) / std).to(self._dtype)
 
     @torch.inference_mode()
-    def _encode(self, image_rgb: NDArray[np.uint8]) -> SimpleNamespace:
+    def encode(self, image_rgb: NDArray[np.uint8]) -> SimpleNamespace:
         """The bare image encoder."""
         answer = self._model.vision_encoder(self._pixels(image_rgb))
         return SimpleNamespace(neck=answer.last_hidden_state)

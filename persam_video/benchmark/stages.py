@@ -309,7 +309,7 @@ class _Clock:
 
 def _time_encoder(tracker: Tracker, frame: Frame) -> float:
     begun = time.perf_counter()
-    embedding = tracker.encoder.encode(frame.image_rgb)
+    embedding = tracker.encode(frame.image_rgb)
     float(embedding.neck.flatten()[0])  # an accelerator works on its own until a value is asked for
     return time.perf_counter() - begun
 
