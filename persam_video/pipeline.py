@@ -1,6 +1,6 @@
-"""Decode, track and write as overlapping stages; the only module with threads.
+"""Decode, encode, track and write as overlapping stages; the only module with threads.
 
-    source ──reader thread──▶ bounded queue ──▶ tracker ──▶ bounded queue ──writer thread──▶ sinks
+    source ─reader thread▶ queue ─encoder thread▶ queue ─▶ tracker ─▶ queue ─writer thread▶ sinks
 
 The tracker runs on the caller's thread. Queues are short, so memory does not grow with the clip.
 """
@@ -21,7 +21,15 @@ import numpy as np
 from persam_video.errors import PersamError, PromptError
 from persam_video.references.masks import check_mask_size
 from persam_video.sinks import MultiSink, Sink
-from persam_video.types import Frame, ObjectState, Reference, TrackResult, UInt8Array, object_ids
+from persam_video.types import (
+    Embedding,
+    Frame,
+    ObjectState,
+    Reference,
+    TrackResult,
+    UInt8Array,
+    object_ids,
+)
 
 if TYPE_CHECKING:
     from persam_video.tracking.tracker import Tracker
@@ -29,7 +37,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PREFETCH = 4
-"""Frames that are decoded ahead of the tracker."""
+"""Frames that are decoded ahead of the encoder."""
+
+ENCODE_AHEAD = 1
+"""Frames that are encoded ahead of the tracker; each is some 30 MB."""
 
 WRITE_BEHIND = 4
 """Results that may wait for the sinks before the tracker is held up."""
@@ -80,7 +91,7 @@ def track(
     The tracker forgets what it followed before. A reference without a picture of its own belongs
     to the first frame; with one, the objects are searched in every frame, the first one included.
     Between two frames the caller may use ``tracker.add``, ``remove`` and ``correct``. Closing the
-    generator early ends its reader thread; closing the source is for the caller.
+    generator early ends its two threads; closing the source is for the caller.
 
     Args:
         source: Frames in order, one pass.
@@ -99,14 +110,29 @@ def track(
     if photo is not None:
         tracker.start_from_photo(photo, reference_labels(tracker, reference, photo))
     started = photo is not None
-    with closing(prefetched(source, prefetch)) as frames:
-        for frame in frames:
+    embeddings = _encoded(prefetched(source, prefetch), tracker)
+    with closing(_ahead(embeddings, ENCODE_AHEAD, "persam-encoder")) as encoded:
+        for frame, embedding in encoded:
             if started:
-                yield frame, tracker.step(frame)
+                yield frame, tracker.step(frame, embedding)
                 continue
             labels = reference_labels(tracker, reference, frame.image_rgb)
-            yield frame, tracker.start(frame, labels)
+            yield frame, tracker.start(frame, labels, embedding)
             started = True
+
+
+def _encoded(
+    frames: Generator[Frame, None, None], tracker: Tracker
+) -> Generator[tuple[Frame, Embedding], None, None]:
+    """Each frame with its embedding; an error says which frame it was."""
+    with closing(frames):
+        for frame in frames:
+            try:
+                embedding = tracker.encode(frame.image_rgb)
+            except Exception as error:
+                error.add_note(f"while encoding frame {frame.index} of the source")
+                raise
+            yield frame, embedding
 
 
 def reference_labels(tracker: Tracker, reference: Reference, image_rgb: UInt8Array) -> UInt8Array:
@@ -200,35 +226,44 @@ def prefetched(source: Iterable[Frame], depth: int = PREFETCH) -> Generator[Fram
     """
     if depth < 1:
         raise PersamError(f"prefetch must be at least 1 frame, got {depth}")
-    return _prefetched(source, depth)
+    return _ahead(_numbered(source), depth, "persam-reader")
 
 
-def _prefetched(source: Iterable[Frame], depth: int) -> Generator[Frame, None, None]:
-    channel = _Channel[Frame](depth)
-    reader = threading.Thread(
-        target=_read, args=(source, channel), name="persam-reader", daemon=True
-    )
-    reader.start()
-    try:
-        yield from channel
-    finally:
-        channel.abandon()
-        # Ends with the read in progress. Ctrl-C gets out of a source that never delivers.
-        reader.join()
-
-
-def _read(source: Iterable[Frame], channel: _Channel[Frame]) -> None:
+def _numbered(source: Iterable[Frame]) -> Generator[Frame, None, None]:
+    """The frames; an error says after which one it came."""
     next_index: int | None = None
     try:
         for frame in source:
             next_index = frame.index + 1
-            if not channel.put(frame):
-                return
+            yield frame
+    except PersamError as error:
+        error.frame_index = next_index if error.frame_index is None else error.frame_index
+        raise
+    except Exception as error:
+        error.add_note(f"while reading frame {next_index or 0} of the source")
+        raise
+
+
+def _ahead(items: Generator[T, None, None], depth: int, name: str) -> Generator[T, None, None]:
+    """The items of a generator that runs on a thread of its own, up to ``depth`` ahead."""
+    channel = _Channel[T](depth)
+    thread = threading.Thread(target=_feed, args=(items, channel), name=name, daemon=True)
+    thread.start()
+    try:
+        yield from channel
+    finally:
+        channel.abandon()
+        # Ends with the item in progress. Ctrl-C gets out of a source that never delivers.
+        thread.join()
+
+
+def _feed(items: Generator[T, None, None], channel: _Channel[T]) -> None:
+    try:
+        with closing(items):
+            for item in items:
+                if not channel.put(item):
+                    return
     except BaseException as error:  # handed to the caller's thread, whatever it is
-        if isinstance(error, PersamError):
-            error.frame_index = next_index if error.frame_index is None else error.frame_index
-        else:
-            error.add_note(f"while reading frame {next_index or 0} of the source")
         channel.end(error)
     else:
         channel.end()

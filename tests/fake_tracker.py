@@ -45,7 +45,9 @@ class FakeTracker:
     def encode(self, image_rgb: UInt8Array) -> SimpleNamespace:
         return self.encoder.encode(image_rgb)
 
-    def start(self, frame: Frame, labels: UInt8Array) -> TrackResult:
+    def start(
+        self, frame: Frame, labels: UInt8Array, embedding: SimpleNamespace | None = None
+    ) -> TrackResult:
         self.calls.append(("start", frame.index))
         self._labels, self.object_ids = labels, object_ids(labels)
         return self._result(frame)
@@ -55,7 +57,7 @@ class FakeTracker:
         self.calls.append(("photo", None))
         self._labels, self.object_ids = labels, object_ids(labels)
 
-    def step(self, frame: Frame) -> TrackResult:
+    def step(self, frame: Frame, embedding: SimpleNamespace | None = None) -> TrackResult:
         if self._on_step is not None:
             self._on_step(frame)
         self.calls.append(("step", frame.index))

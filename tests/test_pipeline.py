@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Self
 
 import numpy as np
@@ -14,6 +15,7 @@ from fake_tracker import FakeTracker
 
 from persam_video.errors import PersamError, PromptError, SinkError, SourceError
 from persam_video.pipeline import (
+    ENCODE_AHEAD,
     WRITE_BEHIND,
     prefetched,
     reference_labels,
@@ -21,7 +23,7 @@ from persam_video.pipeline import (
     track,
     write_results,
 )
-from persam_video.types import Frame, ObjectState, Prompt, Reference, TrackResult
+from persam_video.types import Frame, ObjectState, Prompt, Reference, TrackResult, UInt8Array
 
 SIZE_HW = (12, 16)
 WAIT_S = 10.0  # far more than any test needs; a hang fails instead of blocking the suite
@@ -211,6 +213,49 @@ def test_track_result_is_computed_only_when_asked_for() -> None:
     next(pairs), next(pairs)
     assert tracker.calls == [("start", 0), ("step", 1)]
     pairs.close()
+
+
+def test_track_encodes_on_a_thread_of_its_own_no_more_than_it_may_ahead() -> None:
+    tracker, threads, given = FakeTracker(), set(), []
+    encode, step = tracker.encode, tracker.step
+
+    def encoding(image_rgb: UInt8Array) -> SimpleNamespace:
+        threads.add(threading.current_thread().name)
+        return encode(image_rgb)
+
+    def stepping(frame: Frame, embedding: SimpleNamespace | None = None) -> TrackResult:
+        given.append(embedding)
+        return step(frame, embedding)
+
+    tracker.encode, tracker.step = encoding, stepping  # type: ignore[method-assign]
+    pairs = track(frames_until(40), tracker, REFERENCE)
+    next(pairs), next(pairs)
+    most = 2 + ENCODE_AHEAD + 1  # taken, waiting, and one that waits for room
+    wait_for(lambda: tracker.encoder.calls == most)
+    time.sleep(0.05)
+    assert tracker.encoder.calls == most
+    assert threads == {"persam-encoder"}
+    assert len(given) == 1 and given[0] is not None
+    pairs.close()
+    assert our_threads() == []
+
+
+def test_track_failing_encoder_gives_the_frames_before_and_tells_which_it_was() -> None:
+    tracker = FakeTracker()
+    encode = tracker.encode
+
+    def failing(image_rgb: UInt8Array) -> SimpleNamespace:
+        if tracker.encoder.calls == 3:
+            raise MemoryError
+        return encode(image_rgb)
+
+    tracker.encode = failing  # type: ignore[method-assign]
+    pairs = track(CountingSource(), tracker, REFERENCE)
+    assert [next(pairs)[0].index for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(MemoryError) as caught:
+        next(pairs)
+    assert caught.value.__notes__ == ["while encoding frame 3 of the source"]
+    assert our_threads() == []
 
 
 def test_track_failing_tracker_ends_the_reader() -> None:

@@ -113,7 +113,7 @@ def compare(job: Job) -> dict[str, Any]:
             continue
         device = resolve_device(config.encoder.device)
         model = VideoModel(name, device, resolve_dtype(config.encoder.dtype, device))
-        benches[name] = job.bench(model, job.labels, truth=None)
+        benches[name] = job.bench(model, job.labels, truth=None, run=run_in_turn)
         models.append(name)
     entries = job.in_turns("compare", benches)
     for name in models:

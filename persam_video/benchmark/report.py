@@ -60,7 +60,8 @@ class Report:
         fps: Frames per second at the end of the overlapping pipeline, decoding and writing
             included, median of the rounds; None when that was not run.
         round_fps: The same for every round.
-        slowest: Name of the slowest of decode, track and write.
+        slowest: Name of the slowest of decode, encode, follow (track without the encoder) and
+            write.
         overlap: ``fps`` times the slowest stage's time alone, median of the rounds: 1 when nothing
             is lost beside the slowest stage; None as ``fps``.
         peak_memory: Resident at most, of the whole process; None if unknown.
