@@ -24,6 +24,12 @@ STAGE_STRIDES = (4, 8, 16)
 """Input pixels per cell of the three maps returned beside the embedding."""
 
 
+def _gelu(x: Tensor) -> Tensor:
+    """GELU in the memory of ``x``: fresh pages for maps this large cost as much as the function."""
+    activated: Tensor = torch.ops.aten.gelu_(x)
+    return activated
+
+
 class PatchEmbed(nn.Module):
     """Two strided 3x3 convolutions: (B, 3, H, W) -> (B, 64, H/4, W/4)."""
 
@@ -50,8 +56,8 @@ class MBConv(nn.Module):
         self.conv3 = nn.Conv2d(hidden, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.gelu(self.conv2(F.gelu(self.conv1(x))))
-        return F.gelu(self.conv3(y) + x)
+        y = _gelu(self.conv2(_gelu(self.conv1(x))))
+        return _gelu(self.conv3(y) + x)
 
 
 class PatchMerging(nn.Module):
@@ -64,7 +70,7 @@ class PatchMerging(nn.Module):
         self.conv3 = nn.Conv2d(out_dim, out_dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        merged: Tensor = self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x)))))
+        merged: Tensor = self.conv3(_gelu(self.conv2(_gelu(self.conv1(x)))))
         return merged
 
 
@@ -85,7 +91,7 @@ class Attention(nn.Module):
         # TinyViT stores q, k and v of one head side by side: (heads, 3 * C / heads).
         qkv = self.qkv(self.norm(x)).view(batch, tokens, self.num_heads, -1).transpose(1, 2)
         query, key, value = qkv.chunk(3, dim=-1)
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=self.attention_bias)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=self.attention_bias[None])
         projected: Tensor = self.proj(out.transpose(1, 2).reshape(batch, tokens, dim))
         return projected
 
@@ -100,7 +106,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(4 * dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.fc2(F.gelu(self.fc1(self.norm(x))))
+        y: Tensor = self.fc2(_gelu(self.fc1(self.norm(x))))
         return y
 
 
