@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -65,6 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code. Wrong usage and ``--help`` leave through SystemExit, as argparse does it.
     """
+    # Read when torch is loaded, which no command has done yet. Encoder and tracker share the cores:
+    # a thread that spins while it waits takes them from the other.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     args = build_parser().parse_args(argv)
     with _log_to_stderr(args.verbose, args.quiet):
         try:

@@ -78,14 +78,14 @@ class FeatureSpace:
 
     def features(self, embedding: Embedding) -> FrameFeatures:
         """All that is learnt from or scored in one frame, on the grid of ``grid_size``."""
-        height, width = grid_size(embedding)
-        components = torch.zeros((), device=embedding.neck.device)
+        # Projected and summed before they are resized, which is the same and less work.
+        projected: dict[int, Tensor] = {}
         for (unit, stride), axes in zip(self._unit_maps(embedding), self.axes, strict=True):
-            # Projected before it is resized, which is the same and less work.
-            projected = (axes @ unit.flatten(1)).view(-1, *unit.shape[1:])
-            components = components + _resized(projected, stride, embedding)
-        ones = torch.ones((1, height, width), device=embedding.neck.device)
-        cells = torch.cat([components, ones])
+            part = (axes @ unit.flatten(1)).view(-1, *unit.shape[1:])
+            projected[stride] = projected[stride] + part if stride in projected else part
+        first, *others = (_resized(part, stride, embedding) for stride, part in projected.items())
+        components = sum(others, first)
+        cells = F.pad(components, (0, 0, 0, 0, 0, 1), value=1.0)
         flat = cells.flatten(1)
         looks = F.normalize(components[:_LOOKS], dim=0)
         return FrameFeatures(cells, looks, flat @ flat.T, flat.sum(dim=1))
