@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +149,8 @@ def test_ablate_scores_as_the_evaluation_does_and_reuses_what_is_done(
     assert report["variants"]["oracle_grid"]["J&F"] > 85
     with (out / "scores.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 2 * (2 + 4)
+    assert "small says tracked in 100.0 % of the frames: J " in first.stdout
+    assert (out / "states.png").exists() is (find_spec("matplotlib") is not None)
     with Image.open(out / "sheets/small.png") as sheet:
         assert sheet.width > 600
     again = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -9,8 +9,9 @@ CACHE, as float16, about 10 MB per 480p frame. The windows of close-ups depend o
 variant that has them adds its own. A finished variant of a clip is not run again until the code or
 the variant changes.
 
-OUT gets masks (<variant>/<clip>/*.png), scores.csv, report.json, scores.png (a plot, with
-matplotlib) and with --sheets each clip's worst frames. The table has J, F, J&F (means over clips),
+OUT gets masks (<variant>/<clip>/*.png), scores.csv, report.json, with matplotlib the plots
+scores.png and states.png (what the tracker said of the baseline's masks against what they were
+worth), and with --sheets each clip's worst frames. The table has J, F, J&F (means over clips),
 the paired difference to the baseline with a 95 % bootstrap interval over clips, encoder runs and
 milliseconds per frame without the encoder; --halves picks the best variant on each half of the
 clips and confirms it on the other half.
@@ -28,7 +29,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -169,7 +170,7 @@ def _run_variant(
     tracker = pv.Tracker(encoder, decoder, variant.config.personalize, variant.config.track)
     labels = first_labels(clip, merge_objects=options.merge_objects)
     ms: list[float] = []
-    results: list[Any] = []
+    results: list[pv.TrackResult] = []
     with (
         timed_parts(PARTS) as seconds,
         pv.open_source(clip.frame_folder) as source,
@@ -185,13 +186,14 @@ def _run_variant(
                 begin, before = time.perf_counter(), encoder.use.seconds
                 result = tracker.step(frame)
                 ms.append(1e3 * (time.perf_counter() - begin - (encoder.use.seconds - before)))
-            results.append(result.labels)
+            results.append(result)
             sink.write(frame, result)
     steps = max(1, len(ms))
     parts = {part: 1e3 * value / steps for part, value in seconds.items()}
     parts["all"] = float(np.mean(ms)) if ms else 0.0
     runs = (encoder.use.calls - calls) / steps
-    run = _scored(clip, variant.name, results, parts, runs, options.merge_objects)
+    maps = [result.labels for result in results]
+    run = _scored(clip, variant.name, maps, parts, runs, options.merge_objects, results)
     record.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(record) as temporary:
         temporary.write_text(json.dumps({**asdict(run), "key": key}))
@@ -217,12 +219,13 @@ def _run_oracles(
 def _scored(
     clip: DavisClip,
     variant: str,
-    results: list[Any],
+    results: Sequence[Any],
     ms: Mapping[str, float],
     encoder_runs: float,
     merge_objects: bool,
+    told: Sequence[pv.TrackResult] = (),
 ) -> ClipRun:
-    """J and F of every frame that counts, objects averaged."""
+    """J and F of every frame that counts, objects averaged, and what the tracker said of them."""
     truths = [_truth(path, clip, merge_objects) for path in clip.annotations]
     ids = tuple(np.unique(truths[0][(truths[0] > 0) & (truths[0] < 255)]).tolist())
     score = score_clip(clip.name, ids, zip(results[1:-1], truths[1:-1], strict=True))
@@ -230,7 +233,12 @@ def _scored(
         np.mean([getattr(o, name) for o in score.objects], axis=0).tolist()
         for name in ("j_frames", "f_frames")
     )
-    return ClipRun(variant, clip.name, j, f, dict(ms), encoder_runs)
+    answers = [
+        (result.states[o.object_id].value, result.scores[o.object_id], frame_j)
+        for o in score.objects
+        for result, frame_j in zip(told[1:-1], o.j_frames, strict=bool(told))
+    ]
+    return ClipRun(variant, clip.name, j, f, dict(ms), encoder_runs, answers)
 
 
 def _truth(path: Path, clip: DavisClip, merge_objects: bool) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class ClipRun:
         f: F of the same frames.
         ms: Part of the tracker -> mean milliseconds per frame; "all" is all but the encoder.
         encoder_runs: Pictures encoded per frame.
+        answers: State, score and J of every object in every frame that counts.
     """
 
     variant: str
@@ -44,6 +45,7 @@ class ClipRun:
     f: list[float]
     ms: dict[str, float]
     encoder_runs: float
+    answers: list[tuple[str, float, float]] = field(default_factory=list)
 
     @property
     def j_and_f(self) -> float:
@@ -97,6 +99,8 @@ def write_report(
             "encoder_runs": encoded,
             "clips": dict(zip(clips, scores[name].tolist(), strict=True)),
         }
+    answers = [a for clip in clips for a in of[baseline, clip].answers]
+    lines += _kept_word(baseline, answers)
     if halves:
         lines += _confirmed(names, baseline, scores)
     for name in names:
@@ -115,6 +119,7 @@ def write_report(
             writer.writerow([run.variant, run.clip, *(f"{value:.2f}" for value in row)])
     if find_spec("matplotlib"):
         _plot(names, baseline, scores, folder / "scores.png")
+        _plot_states(answers, about["settings"][baseline]["track"], folder / "states.png")
     return "\n".join(lines)
 
 
@@ -151,6 +156,37 @@ def _plot(
     axes.set_yticks(range(len(others)), others)
     axes.invert_yaxis()
     axes.set_xlabel(f"J&F against {baseline}; dots are clips, the bar is 95 % of the mean")
+    figure.savefig(path, dpi=120)
+
+
+def _kept_word(name: str, answers: Sequence[tuple[str, float, float]]) -> list[str]:
+    """How often each state was given, and the J of its masks."""
+    lines = []
+    for state in dict.fromkeys(state for state, _, _ in answers):
+        j = np.array([value for own, _, value in answers if own == state])
+        lines.append(
+            f"{name} says {state} in {100 * len(j) / len(answers):.1f} % of the frames: "
+            f"J {100 * j.mean():.0f}, below 50 in {100 * (j < 0.5).mean():.0f} % of them"
+        )
+    return lines
+
+
+def _plot_states(
+    answers: Sequence[tuple[str, float, float]], track: Mapping[str, Any], path: Path
+) -> None:
+    """Score against J, a dot per object and frame, with the thresholds of the states."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for state in dict.fromkeys(state for state, _, _ in answers):
+        own = np.array([(score, j) for name, score, j in answers if name == state])
+        axes.plot(own[:, 0], own[:, 1], ".", markersize=4, alpha=0.4, label=state)
+    for name, style in (("lost_below", ":"), ("found_above", "--"), ("uncertain_below", "-")):
+        axes.axvline(track[name], color="0.4", linewidth=1, linestyle=style, label=name)
+    axes.set_xlabel("score")
+    axes.set_ylabel("J")
+    axes.legend()
     figure.savefig(path, dpi=120)
 
 
