@@ -106,7 +106,9 @@ def exported(vit_t_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> E
             stream = archive.extractfile(member.name)
             assert stream is not None
             files[name].write_bytes(stream.read())
-    encoder, decoder = load_sam(EncoderConfig(checkpoint=str(tarball), padding=True))
+    encoder, decoder = load_sam(
+        EncoderConfig(checkpoint=str(tarball), dtype="float32", padding=True)
+    )
     return Exported(files, encoder, decoder, encoder.encode(scene(480, 854)))
 
 
@@ -259,7 +261,9 @@ SIZES = [
 @pytest.fixture(scope="module", params=SIZES, ids=str)
 def pair(request: pytest.FixtureRequest, vit_t_weights: Path) -> Pair:
     (height, width), input_size = request.param
-    encoder, decoder = load_sam(EncoderConfig(device="cpu", input_size=input_size, padding=True))
+    encoder, decoder = load_sam(
+        EncoderConfig(device="cpu", dtype="float32", input_size=input_size, padding=True)
+    )
     sam = Sam(
         EmbeddingOnly(encoder.backbone, input_size), decoder.prompt_encoder, decoder.mask_decoder
     )
@@ -433,7 +437,9 @@ def test_load_sam_vit_checkpoint_equals_segment_anything(
     predictor = SamPredictor(official)
     predictor.set_image(scene(330, 500))
 
-    encoder, decoder = load_sam(EncoderConfig(model=name, checkpoint=str(file), device="cpu"))
+    encoder, decoder = load_sam(
+        EncoderConfig(model=name, checkpoint=str(file), device="cpu", dtype="float32")
+    )
     embedding = encoder.encode(scene(330, 500))
     click = PromptBatch(torch.tensor([[[360.0, 270.0]]]), torch.tensor([[1]]))
     got = decoder.decode(embedding, click)
@@ -471,6 +477,20 @@ def test_load_sam_vit_of_another_input_size_raises_before_it_fetches(
         load_sam(EncoderConfig(model="vit_b", input_size=512))
 
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("amx", [True, False, None])
+def test_resolve_dtype_auto_is_bfloat16_where_the_processor_has_it(
+    amx: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if amx is None:  # an old torch
+        monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    else:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx}, raising=False)
+    cpu = torch.device("cpu")
+    assert models.resolve_dtype("auto", cpu) is (torch.bfloat16 if amx else torch.float32)
+    assert models.resolve_dtype("float32", cpu) is torch.float32
+    assert models.resolve_dtype("auto", torch.device("mps")) is torch.float32
 
 
 def test_resolve_device_that_is_not_there_names_those_that_are(
