@@ -98,8 +98,8 @@ class EncoderConfig(_Checked):
     )
     padding: bool = setting(
         False,
-        "encode and decode the padding of a frame that is not square too, as SAM does: the same "
-        "masks for nearly twice the time; vit_b, vit_l and vit_h always do",
+        "encode and decode the padding of a frame that is not square too, as SAM does, which takes "
+        "up to twice the time; clicks, photos, persam, persam_f and all models but vit_t always do",
     )
 
     def __post_init__(self) -> None:

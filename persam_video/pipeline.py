@@ -12,8 +12,9 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
@@ -106,33 +107,50 @@ def track(
         PromptError: The reference does not fit its picture; see ``reference_labels``.
         SourceError: The source failed; ``frame_index`` tells where.
     """
+    tracker.reset()
     photo = reference.image_rgb
     if photo is not None:
         tracker.start_from_photo(photo, reference_labels(tracker, reference, photo))
-    started = photo is not None
-    embeddings = _encoded(prefetched(source, prefetch), tracker)
-    with closing(_ahead(embeddings, ENCODE_AHEAD, "persam-encoder")) as encoded:
-        for frame, embedding in encoded:
-            if started:
-                yield frame, tracker.step(frame, embedding)
-                continue
-            labels = reference_labels(tracker, reference, frame.image_rgb)
-            yield frame, tracker.start(frame, labels, embedding)
-            started = True
+    with closing(prefetched(source, prefetch)) as frames:
+        first = next(frames, None)
+        if first is None:
+            return
+        labels = None
+        if photo is None:
+            labels = reference_labels(tracker, reference, first.image_rgb)
+        embeddings = _encoded(chain((first,), frames), tracker)
+        with closing(_ahead(embeddings, ENCODE_AHEAD, "persam-encoder")) as encoded:
+            for frame, embedding in encoded:
+                with _telling(frame, "tracking"):
+                    if labels is None:
+                        result = tracker.step(frame, embedding)
+                    else:
+                        result = tracker.start(frame, labels, embedding)
+                yield frame, result
+                labels = None
 
 
 def _encoded(
-    frames: Generator[Frame, None, None], tracker: Tracker
+    frames: Iterable[Frame], tracker: Tracker
 ) -> Generator[tuple[Frame, Embedding], None, None]:
-    """Each frame with its embedding; an error says which frame it was."""
-    with closing(frames):
-        for frame in frames:
-            try:
-                embedding = tracker.encode(frame.image_rgb)
-            except Exception as error:
-                error.add_note(f"while encoding frame {frame.index} of the source")
-                raise
-            yield frame, embedding
+    """Each frame with its embedding."""
+    for frame in frames:
+        with _telling(frame, "encoding"):
+            embedding = tracker.encode(frame.image_rgb)
+        yield frame, embedding
+
+
+@contextmanager
+def _telling(frame: Frame, doing: str) -> Iterator[None]:
+    """An error in the block says which frame it was."""
+    try:
+        yield
+    except PersamError as error:
+        error.frame_index = frame.index if error.frame_index is None else error.frame_index
+        raise
+    except Exception as error:
+        error.add_note(f"while {doing} frame {frame.index} of the source")
+        raise
 
 
 def reference_labels(tracker: Tracker, reference: Reference, image_rgb: UInt8Array) -> UInt8Array:
@@ -204,7 +222,7 @@ def write_results(
     finally:
         try:
             if isinstance(iterator, Generator):
-                iterator.close()  # joins the reader before the sinks' files are finished
+                iterator.close()  # joins reader and encoder before the sinks' files are finished
         finally:
             writer.finish()
     return RunSummary(frames, time.perf_counter() - begun, peak_memory(), states)
@@ -230,7 +248,7 @@ def prefetched(source: Iterable[Frame], depth: int = PREFETCH) -> Generator[Fram
 
 
 def _numbered(source: Iterable[Frame]) -> Generator[Frame, None, None]:
-    """The frames; an error says after which one it came."""
+    """The frames; an error says which one could not be read."""
     next_index: int | None = None
     try:
         for frame in source:
@@ -260,9 +278,11 @@ def _ahead(items: Generator[T, None, None], depth: int, name: str) -> Generator[
 def _feed(items: Generator[T, None, None], channel: _Channel[T]) -> None:
     try:
         with closing(items):
-            for item in items:
-                if not channel.put(item):
-                    return
+            while channel.has_room():
+                try:
+                    channel.put(next(items))
+                except StopIteration:
+                    break
     except BaseException as error:  # handed to the caller's thread, whatever it is
         channel.end(error)
     else:
@@ -279,12 +299,17 @@ class _Channel(Generic[T]):
         self._ended = self._abandoned = False
         self._error: BaseException | None = None
 
-    def put(self, item: T) -> bool:
-        """Producer: hand on an item, waiting for room; False once the consumer has gone."""
+    def has_room(self) -> bool:
+        """Producer: wait until there is room; False once the consumer has gone."""
         with self._changed:
             while len(self._items) >= self._depth and not self._abandoned:
                 self._changed.wait()
-            if not self._abandoned:
+            return not self._abandoned
+
+    def put(self, item: T) -> bool:
+        """Producer: hand on an item, waiting for room; False once the consumer has gone."""
+        with self._changed:
+            if self.has_room():
                 self._items.append(item)
                 self._changed.notify_all()
             return not self._abandoned

@@ -42,6 +42,9 @@ class FakeTracker:
         self._on_step = on_step
         self._labels = np.zeros((1, 1), np.uint8)
 
+    def reset(self) -> None:
+        self.object_ids = ()
+
     def encode(self, image_rgb: UInt8Array) -> SimpleNamespace:
         return self.encoder.encode(image_rgb)
 

@@ -232,9 +232,9 @@ def test_similarity_maps_padding_holds_the_frames_minimum() -> None:
 
 @pytest.mark.parametrize(
     ("source_hw", "rows", "columns"),
-    [((90, 160), 9, 16), ((160, 90), 16, 9), ((100, 100), 16, 16), ((1, 256), 0, 16)],
+    [((90, 160), 9, 16), ((160, 90), 16, 9), ((100, 100), 16, 16), ((1, 256), 1, 16)],
 )
-def test_valid_cells_are_those_with_their_centre_in_the_frame(
+def test_valid_cells_are_those_with_their_centre_in_the_frame_and_never_none(
     source_hw: tuple[int, int], rows: int, columns: int
 ) -> None:
     expected = torch.zeros(16, 16, dtype=torch.bool)

@@ -136,9 +136,9 @@ def test_prefetched_slow_consumer_reads_at_most_depth_ahead() -> None:
     source = CountingSource()
     frames = prefetched(source, 3)
     next(frames)
-    wait_for(lambda: source.read == 5)  # one handed out, three waiting, one in the reader's hands
+    wait_for(lambda: source.read == 4)  # one handed out, three waiting
     time.sleep(0.05)
-    assert source.read == 5
+    assert source.read == 4
     assert source.thread == "persam-reader"
     frames.close()
 
@@ -230,7 +230,7 @@ def test_track_encodes_on_a_thread_of_its_own_no_more_than_it_may_ahead() -> Non
     tracker.encode, tracker.step = encoding, stepping  # type: ignore[method-assign]
     pairs = track(frames_until(40), tracker, REFERENCE)
     next(pairs), next(pairs)
-    most = 2 + ENCODE_AHEAD + 1  # taken, waiting, and one that waits for room
+    most = 2 + ENCODE_AHEAD  # taken, and waiting
     wait_for(lambda: tracker.encoder.calls == most)
     time.sleep(0.05)
     assert tracker.encoder.calls == most
@@ -256,6 +256,30 @@ def test_track_failing_encoder_gives_the_frames_before_and_tells_which_it_was() 
         next(pairs)
     assert caught.value.__notes__ == ["while encoding frame 3 of the source"]
     assert our_threads() == []
+
+
+@pytest.mark.parametrize("stage", ["encode", "step"])
+def test_track_error_of_any_stage_has_the_index_of_its_frame(stage: str) -> None:
+    tracker = FakeTracker()
+    original = getattr(tracker, stage)
+
+    def failing(given: Frame | UInt8Array, *rest: SimpleNamespace) -> object:
+        index = given.index if isinstance(given, Frame) else tracker.encoder.calls
+        if index == 2:
+            raise PersamError("bad")
+        return original(given, *rest)
+
+    setattr(tracker, stage, failing)
+    with pytest.raises(PersamError, match="bad") as caught:
+        list(track(CountingSource(), tracker, REFERENCE))
+    assert caught.value.frame_index == 2
+
+
+def test_track_reference_that_does_not_fit_is_told_before_anything_is_encoded() -> None:
+    tracker = FakeTracker()
+    with pytest.raises(PromptError):
+        list(track(CountingSource(), tracker, Reference(make_labels((12, 17)))))
+    assert tracker.encoder.calls == 0
 
 
 def test_track_failing_tracker_ends_the_reader() -> None:

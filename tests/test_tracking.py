@@ -197,6 +197,10 @@ def test_tracker_padding_is_for_clicks_and_persam(
     frame, asked = scene[0][0], []
     decode = decoder.decode
     assert tracker.encode(frame.image_rgb).padding is padded
+    tracker.start_from_photo(frame.image_rgb, scene[0][1])
+    assert tracker.encode(frame.image_rgb).padding  # PerSAM finds the objects of a photo
+    tracker.start(frame, scene[0][1])
+    assert tracker.encode(frame.image_rgb).padding is padded
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             decoder, "decode", lambda e, *rest: asked.append(e.padding) or decode(e, *rest)
@@ -291,10 +295,13 @@ def test_soft_aggregate_objects_compete_and_one_alone_keeps_its_logits() -> None
 def some_object(object_id: int, logits: Tensor, *, lost: bool = False) -> TrackedObject:
     none = torch.zeros(1, 1)
     target = Target(none, none[0], none[0], 1.0, 0.0)
-    return TrackedObject(object_id, target, logits, Motion(logits), frames_lost=int(lost))
+    obj = TrackedObject(object_id, target, logits, Motion(logits))
+    if lost:
+        obj.state, obj.frames_lost = ObjectState.LOST, 1
+    return obj
 
 
-def test_strays_part_away_from_the_object_is_left_to_the_one_that_is_lost() -> None:
+def test_strays_part_away_from_the_object_is_left_to_the_one_that_is_lost_or_uncertain() -> None:
     before = torch.full((20, 30), -4.0)
     before[5:12, 4:12] = 4.0
     now = before.clone()
@@ -303,6 +310,11 @@ def test_strays_part_away_from_the_object_is_left_to_the_one_that_is_lost() -> N
     seen, lost = some_object(1, before), some_object(2, before, lost=True)
     assert torch.equal(without_strays(claimed, [seen, lost])[0], before)
     assert torch.equal(without_strays(claimed, [seen, lost])[1], now)
+    # dogs-jump: the larger dog took the smaller one, which had just come back and was uncertain.
+    unsure = some_object(2, before)
+    unsure.state = ObjectState.UNCERTAIN
+    assert torch.equal(without_strays(claimed, [seen, unsure])[0], before)
+    assert torch.equal(without_strays(claimed, [seen, unsure])[1], now)
     # With nobody missing a mask may have parts: an occluder can split the object.
     assert torch.equal(without_strays(claimed, [seen, some_object(2, before)]), claimed)
     assert torch.equal(without_strays(claimed[:1], [seen]), claimed[:1])

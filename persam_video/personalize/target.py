@@ -59,11 +59,14 @@ def grid_coverage(mask: BoolArray, embedding: Embedding, grid_hw: tuple[int, int
 
 
 def valid_cells(embedding: Embedding, grid_hw: tuple[int, int]) -> Tensor:
-    """(h, w) bool, True where a cell's centre lies inside the frame and not in the padding."""
+    """(h, w) bool, True where a cell's centre lies inside the frame and not in the padding.
+
+    Of a frame that is flatter than that, the first row or column.
+    """
     inside = []
     for cells, length in zip(grid_hw, embedding.input_hw, strict=True):
-        centres = (torch.arange(cells, device=embedding.neck.device) + 0.5) / cells
-        inside.append(centres * embedding.input_size < length)
+        index = torch.arange(cells, device=embedding.neck.device)
+        inside.append(((index + 0.5) / cells * embedding.input_size < length) | (index == 0))
     return inside[0][:, None] & inside[1][None, :]
 
 

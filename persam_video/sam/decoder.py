@@ -230,7 +230,7 @@ def to_square(logits: Tensor, side: int) -> Tensor:
     rows, columns = side - logits.shape[2], side - logits.shape[3]
     edge = F.pad(logits, (0, min(1, columns), 0, min(1, rows)), mode="replicate")
     empty = (0, max(0, columns - 1), 0, max(0, rows - 1))
-    return F.pad(edge, empty, value=float(logits.min()))
+    return F.pad(edge, empty, value=min(float(logits.min()), -1.0))
 
 
 def upscale_logits(logits: Tensor, embedding: Embedding) -> Tensor:

@@ -22,7 +22,11 @@ VIT_INPUT_SIZE = 1024
 
 
 class Encoder(Protocol):
-    """What the tracker needs from an image encoder; bring your own by having this method."""
+    """What the tracker needs from an image encoder; bring your own by having this method.
+
+    ``persam_video.track`` and ``run`` call it on a thread of its own, one frame ahead, while the
+    caller's thread may call it too (clicks, close-ups); an Embedding must outlive the next call.
+    """
 
     def encode(self, image_rgb: UInt8Array) -> Embedding:
         """Embed one (H, W, 3) uint8 RGB picture."""
@@ -40,7 +44,7 @@ class Backbone(Protocol):
     """A network of this room: normalised batch -> embedding and finer maps."""
 
     def __call__(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """(B, 3, S, S) -> (B, 256, S/16, S/16) and maps (B, C_i, h_i, w_i), finest first."""
+        """(B, 3, H, W) -> (B, 256, H/16, W/16) and maps (B, C_i, h_i, w_i), finest first."""
 
 
 class SamImageEncoder:

@@ -92,10 +92,10 @@ class TrackedObject:
 
 
 def without_strays(logits: Tensor, objects: list[TrackedObject]) -> Tensor:
-    """Take the parts off the masks that could as well be an object that is lost.
+    """Take the parts off the masks that could as well be another object that is not held firmly.
 
-    While one object is lost, another one that looks like it would take it over when it comes back:
-    its mask may not have parts then that do not touch where the object itself is expected.
+    While one object is lost or uncertain, another one that looks like it would take it over: its
+    mask may not have parts then that do not touch where the object itself is expected.
 
     Args:
         logits: (N, 4h, 4w) float32, masks of a new frame.
@@ -104,12 +104,10 @@ def without_strays(logits: Tensor, objects: list[TrackedObject]) -> Tensor:
     Returns:
         (N, 4h, 4w) float32 logits.
     """
-    lost = sum(obj.frames_lost > 0 for obj in objects)
-    if not 0 < lost < len(objects):
-        return logits
+    unsure = [obj.state is not ObjectState.TRACKED for obj in objects]
     kept = logits.clone()
-    for mask, obj in zip(kept, objects, strict=True):
-        if obj.frames_lost > 0:
+    for mask, obj, itself in zip(kept, objects, unsure, strict=True):
+        if obj.frames_lost > 0 or sum(unsure) - itself == 0:
             continue
         parts, count = ndimage.label((mask > 0).cpu().numpy())
         if count < 2:

@@ -108,6 +108,7 @@ class Tracker:
         """Forget every object; ready for ``start`` on another clip."""
         self._objects: dict[int, TrackedObject] = {}
         self._latest: tuple[Frame, Embedding] | None = None
+        self._from_photo = False
         self._method = self._make_method()
         self._close_ups: CloseUps | None = None
         self._background: Background | None = None
@@ -124,9 +125,10 @@ class Tracker:
 
     def encode(self, image_rgb: UInt8Array) -> Embedding:
         """Embed one (H, W, 3) uint8 RGB picture as ``start`` and ``step`` do."""
-        # "track" gives a box and a mask to every prompt and does as well without the padding.
-        encoder = self.encoder if self._track.method == "track" else self._sam_encoder
-        return encoder.encode(image_rgb)
+        # "track" gives a box and a mask to every prompt and does as well without the padding;
+        # PerSAM does not, which also finds the objects of a photo.
+        alone = self._track.method != "track" or self._from_photo
+        return (self._sam_encoder if alone else self.encoder).encode(image_rgb)
 
     @torch.inference_mode()
     def start(
@@ -167,6 +169,7 @@ class Tracker:
             PromptError: As for ``start``.
         """
         self.reset()
+        self._from_photo = True
         embedding = self.encode(image_rgb)
         self._learn(labels, embedding, in_clip=False)
         for obj in self._objects.values():
