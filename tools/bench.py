@@ -21,6 +21,8 @@ OUT gets bench.json (whole after every section; seconds and bytes) and bench.png
 Peak memory is of the process, the networks of all that is compared among it; found is the share of
 objects that were not lost, as only those cost what following costs.
 Without --truth there is no J&F. The default takes some minutes on two cores; --full takes hours.
+Set OMP_WAIT_POLICY=PASSIVE in the environment, as persam-video does for itself: encoder and tracker
+share the cores, and threads that spin while they wait slow the other stage down.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from persam_video.benchmark.report import commit, machine, versions
 from persam_video.benchmark.stages import WARM_UP, StageBench
 from persam_video.benchmark.truth import Truth
 from persam_video.cli.evaluate import write_text
-from persam_video.sam.models import resolve_device, resolve_dtype
+from persam_video.sam.models import number_format, resolve_device, resolve_dtype
 
 
 @dataclass(slots=True)
@@ -85,6 +85,7 @@ class Job:
             "machine": machine(),
             "versions": versions(*sorted(others)),
             "settings": asdict(self.config),
+            "number_format": number_format(self.config.encoder),
             "arguments": self.args.given,
             "ratios": ratios(self.sections),
             "sections": self.sections,

@@ -98,6 +98,11 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
+def number_format(config: EncoderConfig) -> str:
+    """Name of the number format that the encoder of these settings runs in on this machine."""
+    return str(resolve_dtype(config.dtype, resolve_device(config.device))).removeprefix("torch.")
+
+
 def _has_amx_bfloat16() -> bool:
     """Whether the processor has it; no, where torch is too old to tell."""
     capabilities = getattr(torch.cpu, "get_capabilities", None)
