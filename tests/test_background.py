@@ -249,7 +249,7 @@ def test_tracker_does_not_lose_the_edges_of_what_moves(davis_root: Path) -> None
     trees = np.array(Image.open(davis_root / "JPEGImages/480p/soccerball/00000.jpg"))
     cat = read_cutout(davis_root.parent / "perseg-mini", "cat", 110)
     clip = compose(trees, [cat], [[(120 + 2 * i, 90)] for i in range(16)])
-    encoder, decoder = load_sam(EncoderConfig(input_size=512), progress=False)
+    encoder, decoder = load_sam(EncoderConfig(input_size=512, dtype="float32"), progress=False)
     seen = CachingEncoder(encoder)
     scores = {}
     for strength in (0.0, 2.0):
@@ -258,5 +258,5 @@ def test_tracker_does_not_lose_the_edges_of_what_moves(davis_root: Path) -> None
         found = [tracker.step(frame).labels > 0 for frame, _ in clip[1:]]
         truths = [labels > 0 for _, labels in clip[1:]]
         scores[strength] = np.mean([*map(region_similarity, found, truths)])
-    assert scores[2.0] > 0.85
-    assert scores[2.0] > scores[0.0] + 0.05
+    assert scores[2.0] > 0.88
+    assert scores[2.0] > scores[0.0] + 0.01
