@@ -93,6 +93,12 @@ class EncoderConfig(_Checked):
         "float32 elsewhere",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
+    runtime: str = setting(
+        "auto",
+        "what runs the network on a CPU; auto = the fastest that is installed by a measured table, "
+        "torch on any other device",
+        choices=("auto", "torch", "onnxruntime", "openvino"),
+    )
     input_size: int = setting(
         1024, "side of the network's square input in pixels, a multiple of 64", low=256, high=2048
     )

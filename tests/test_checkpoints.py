@@ -322,7 +322,7 @@ def test_get_in_two_processes_fetches_once(server: FileServer, vit_b: Path) -> N
         output, errors = second.communicate(timeout=60)
     first.join()
 
-    assert "vit_b: another process is fetching it; waiting" in told
+    assert "vit_b: another process is at work on it; waiting" in told
     assert (output.strip(), errors) == (str(vit_b), "")
     assert server.ranges == [None]
 

@@ -156,7 +156,7 @@ def test_shipped_configs_hold_the_defaults() -> None:
     assert load_config(default) == Config(), stale
     lines = default.read_text().splitlines()
     assert set(Config().to_toml().splitlines()) <= {*lines, ""}, stale
-    pinned = EncoderConfig(device="cpu", dtype="float32")
+    pinned = EncoderConfig(device="cpu", dtype="float32", runtime="torch")
     assert load_config(PROJECT_ROOT / "configs/davis.toml") == Config(encoder=pinned)
     accurate = load_config(PROJECT_ROOT / "configs/accurate.toml")
     assert accurate == Config(track=TrackConfig(close_up=True))

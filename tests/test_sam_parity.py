@@ -107,7 +107,7 @@ def exported(vit_t_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> E
             assert stream is not None
             files[name].write_bytes(stream.read())
     encoder, decoder = load_sam(
-        EncoderConfig(checkpoint=str(tarball), dtype="float32", padding=True)
+        EncoderConfig(checkpoint=str(tarball), dtype="float32", runtime="torch", padding=True)
     )
     return Exported(files, encoder, decoder, encoder.encode(scene(480, 854)))
 
@@ -262,7 +262,9 @@ SIZES = [
 def pair(request: pytest.FixtureRequest, vit_t_weights: Path) -> Pair:
     (height, width), input_size = request.param
     encoder, decoder = load_sam(
-        EncoderConfig(device="cpu", dtype="float32", input_size=input_size, padding=True)
+        EncoderConfig(
+            device="cpu", dtype="float32", runtime="torch", input_size=input_size, padding=True
+        )
     )
     sam = Sam(
         EmbeddingOnly(encoder.backbone, input_size), decoder.prompt_encoder, decoder.mask_decoder

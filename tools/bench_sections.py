@@ -33,7 +33,7 @@ from persam_video.benchmark.report import commit, machine, versions
 from persam_video.benchmark.stages import WARM_UP, StageBench
 from persam_video.benchmark.truth import Truth
 from persam_video.cli.evaluate import write_text
-from persam_video.sam.models import number_format, resolve_device, resolve_dtype
+from persam_video.sam.models import resolve_device, resolve_dtype, resolved
 
 
 @dataclass(slots=True)
@@ -80,12 +80,14 @@ class Job:
     def save(self) -> dict[str, Any]:
         """Write what there is so far."""
         others = {"transformers", "timm"} if "video_models" in self.args.sections else ()
+        encoder = resolved(self.config.encoder)
         results = {
             "commit": commit(),
             "machine": machine(),
             "versions": versions(*sorted(others)),
             "settings": asdict(self.config),
-            "number_format": number_format(self.config.encoder),
+            "number_format": encoder.dtype,
+            "runtime": encoder.runtime,
             "arguments": self.args.given,
             "ratios": ratios(self.sections),
             "sections": self.sections,

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 import persam_video as pv
+from persam_video.sam.compiled import CompiledBackbone
 from persam_video.sam.image_encoder import SamImageEncoder
 from persam_video.types import Embedding, UInt8Array
 
@@ -55,8 +57,12 @@ class CachedEncoder:
         self._encoder = encoder
         code = code_version("sam/image_encoder.py", "sam/tiny_vit.py", "geometry.py")
         key = hashlib.sha256(f"{encoder.input_size} {code}".encode())
-        for parameter in encoder.backbone.parameters():
-            key.update(parameter.detach().float().cpu().numpy().tobytes())
+        if isinstance(encoder.backbone, nn.Module):
+            for parameter in encoder.backbone.parameters():
+                key.update(parameter.detach().float().cpu().numpy().tobytes())
+        else:
+            assert isinstance(encoder.backbone, CompiledBackbone)
+            key.update(encoder.backbone.identity.encode())
         self._folder = folder / key.hexdigest()[:12]
         self._folder.mkdir(parents=True, exist_ok=True)
         self.use = Use()

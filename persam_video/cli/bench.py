@@ -77,20 +77,19 @@ def execute(args: argparse.Namespace) -> int:
 
     from persam_video.benchmark.stages import measure
     from persam_video.benchmark.truth import Truth
-    from persam_video.sam.models import number_format
+    from persam_video.sam.models import resolved
     from persam_video.sources import open_source
     from persam_video.tracking.tracker import Tracker
 
     truth = Truth(args.truth, merge_objects=args.merge_objects) if args.truth else None
-    # "auto" depends on the machine; the report says what it came to.
-    encoder = replace(config.encoder, dtype=number_format(config.encoder))
     report = measure(
         lambda: open_source(args.source, config.source),
         Tracker.from_config(config, progress=not args.quiet),
         reference,
         frames=args.frames,
         rounds=args.rounds,
-        settings=replace(config, encoder=encoder).to_toml(),
+        # "auto" depends on the machine; the report says what it came to.
+        settings=replace(config, encoder=resolved(config.encoder)).to_toml(),
         truth=truth,
     )
     print(report.to_text(), end="")

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from persam_video.cli.settings import HelpFormatter, add_settings, resolve_config
 from persam_video.cli.track import SOURCE_HELP
 from persam_video.cli.weights import weights_line
+from persam_video.config import EncoderConfig
 
 _PACKAGES = (
     "persam-video",
@@ -75,13 +76,14 @@ def _source(args: argparse.Namespace) -> list[tuple[str, str]]:
 
 def _installation() -> list[tuple[str, str]]:
     from persam_video.sam import checkpoints
-    from persam_video.sam.models import resolve_device, resolve_dtype
+    from persam_video.sam.models import resolve_device, resolved
 
-    device = resolve_device("auto")
+    device, encoder = resolve_device("auto"), resolved(EncoderConfig())
     rows = [(name, version(name)) for name in _PACKAGES]
     rows += [
         ("python", f"{platform.python_version()} on {platform.platform()}"),
-        ("device", f"{device} ({resolve_dtype('auto', device)})".replace("torch.", "")),
+        ("device", f"{device} ({encoder.dtype})"),
+        ("runtime", encoder.runtime),
         ("cache", str(checkpoints.cache_folder())),
     ]
     rows += [("weights", weights_line(status)) for status in checkpoints.list_weights()]

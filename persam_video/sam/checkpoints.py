@@ -144,7 +144,7 @@ def get(name: str, *, progress: bool = True) -> Path:
     file = path(name)
     if _problem(info) is None:
         return file
-    with _locked(info):
+    with cache_lock(info.name):
         problem = _problem(info)  # whoever held the lock may have done the work
         if problem is not None:
             if file.exists():
@@ -154,15 +154,20 @@ def get(name: str, *, progress: bool = True) -> Path:
 
 
 @contextmanager
-def _locked(info: ModelInfo) -> Iterator[None]:
+def cache_lock(name: str) -> Iterator[None]:
+    """Hold the cache's lock of this name; makes the cache's folder.
+
+    Raises:
+        CheckpointError: The cache cannot be written.
+    """
     folder = cache_folder()
-    lock = filelock.FileLock(folder / f"{info.name}.lock")
+    lock = filelock.FileLock(folder / f"{name}.lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
-            logger.info("%s: another process is fetching it; waiting", info.name)
+            logger.info("%s: another process is at work on it; waiting", name)
             lock.acquire()
     except OSError as error:
         raise CheckpointError(

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
+from persam_video.sam.compiled import CompiledMaskNetwork
 from persam_video.types import Candidates, Embedding
 
 
@@ -62,24 +63,94 @@ def cells_of_picture(embedding: Embedding) -> tuple[int, int]:
     return -(-height // stride), -(-width // stride)
 
 
+class MaskNetwork(nn.Module):
+    """The network behind the prompts: tokens and image -> four masks and their predicted IoU.
+
+    Args:
+        mask_decoder: As segment_anything builds it.
+        image_pe: (1, 256, h, w) float32, positional encoding of the whole square.
+    """
+
+    image_pe: Tensor
+
+    def __init__(self, mask_decoder: MaskDecoder, image_pe: Tensor) -> None:
+        super().__init__()
+        self.mask_decoder = mask_decoder
+        self.register_buffer("image_pe", image_pe, persistent=False)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        source: Tensor,
+        prior: Tensor | None = None,
+        target: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Run the two-way transformer and the heads.
+
+        Args:
+            tokens: (N, K, 256) float32, the decoder's own five and then those of the prompt.
+            source: (N, 256, rows, columns) float32, embedding plus dense prompt; the first rows and
+                columns of the square.
+            prior: As ``Guidance.attention_prior``, of these rows and columns.
+            target: As ``Guidance.target_embedding``.
+
+        Returns:
+            (N, 4, 4 rows, 4 columns) logits and (N, 4) predicted IoU.
+        """
+        decoder = self.mask_decoder
+        hidden, image = self._transform(tokens, source, prior, target)
+        upscaled = decoder.output_upscaling(image.transpose(1, 2).reshape(source.shape))
+        kernels = torch.stack(
+            [mlp(hidden[:, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)],
+            dim=1,
+        )
+        logits = torch.einsum("nmc,nchw->nmhw", kernels, upscaled)
+        return logits, decoder.iou_prediction_head(hidden[:, 0])
+
+    def _transform(
+        self, tokens: Tensor, source: Tensor, prior: Tensor | None, target: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Two-way transformer: tokens (N, K, 256) and image (N, 256, h, w) -> the same, attended.
+
+        The image comes back as (N, h * w, 256).
+        """
+        transformer = self.mask_decoder.transformer
+        keys = source.flatten(2).transpose(1, 2)
+        key_pe = self.image_pe[..., : source.shape[2], : source.shape[3]].flatten(2)
+        key_pe = key_pe.transpose(1, 2)
+        semantic = 0 if target is None else target[:, None]
+        queries = tokens
+        for layer in transformer.layers:
+            queries = queries + semantic
+            queries, keys = _two_way_block(layer, queries, keys, tokens, key_pe, prior)
+        query = queries + tokens + semantic
+        attended = transformer.final_attn_token_to_image(q=query, k=keys + key_pe, v=keys)
+        return transformer.norm_final_attn(queries + attended), keys
+
+
 class SamDecoder:
     """Prompts + embedding -> candidate masks.
 
     Args:
         prompt_encoder: Built for the embedding's grid.
         mask_decoder: As segment_anything builds it.
+
+    Attributes:
+        compiled: Takes the place of ``network`` where prompts are boxes, with masks or without,
+            and nothing guides it: what tracking asks in every frame. None: torch does it.
     """
 
     def __init__(self, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder) -> None:
         self.prompt_encoder = prompt_encoder
         self.mask_decoder = mask_decoder
+        self.compiled: CompiledMaskNetwork | None = None
         with torch.inference_mode():
-            self._image_pe: Tensor = self.prompt_encoder.get_dense_pe()
+            self.network = MaskNetwork(mask_decoder, prompt_encoder.get_dense_pe())
 
     @property
     def device(self) -> torch.device:
         """Where prompts must live."""
-        return self._image_pe.device
+        return self.network.image_pe.device
 
     @torch.inference_mode()
     def decode(
@@ -111,46 +182,19 @@ class SamDecoder:
         rows, columns = grid = embedding.neck.shape[2:]
         if not embedding.padding:
             rows, columns = cells_of_picture(embedding)
-            guidance = _cropped(guidance, grid, (rows, columns))
+            guidance = _cropped(guidance, grid, (rows, columns))  # itself where there is no prior
         source = embedding.neck[..., :rows, :columns] + dense[..., :rows, :columns]
-        shape = source.shape
-        hidden, image = self._transform(tokens, source, guidance)
-
-        upscaled = decoder.output_upscaling(image.transpose(1, 2).reshape(shape))
-        count = decoder.num_mask_tokens
-        kernels = torch.stack(
-            [mlp(hidden[:, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)],
-            dim=1,
-        )
-        logits = torch.einsum("nmc,nchw->nmhw", kernels, upscaled)
-        predicted_iou = decoder.iou_prediction_head(hidden[:, 0])
-        assert logits.shape[1] == count == predicted_iou.shape[1]
+        boxes_only = prompts.points_xy is None and prompts.boxes_xyxy is not None
+        if self.compiled is not None and boxes_only and guidance is NO_GUIDANCE:
+            logits, predicted_iou = self.compiled(tokens, source)
+        else:
+            logits, predicted_iou = self.network(
+                tokens, source, guidance.attention_prior, guidance.target_embedding
+            )
+        assert logits.shape[1] == decoder.num_mask_tokens == predicted_iou.shape[1]
         if not embedding.padding:
             logits = to_square(logits, embedding.input_size // 4)
         return Candidates(logits, predicted_iou)
-
-    def _transform(
-        self, tokens: Tensor, source: Tensor, guidance: Guidance
-    ) -> tuple[Tensor, Tensor]:
-        """Two-way transformer: tokens (N, K, 256) and image (N, 256, h, w) -> the same, attended.
-
-        The image comes back as (N, h * w, 256).
-        """
-        transformer = self.mask_decoder.transformer
-        keys = source.flatten(2).transpose(1, 2)
-        key_pe = self._image_pe[..., : source.shape[2], : source.shape[3]].flatten(2)
-        key_pe = key_pe.transpose(1, 2)
-        target = guidance.target_embedding
-        semantic = 0 if target is None else target[:, None]
-        queries = tokens
-        for layer in transformer.layers:
-            queries = queries + semantic
-            queries, keys = _two_way_block(
-                layer, queries, keys, tokens, key_pe, guidance.attention_prior
-            )
-        query = queries + tokens + semantic
-        attended = transformer.final_attn_token_to_image(q=query, k=keys + key_pe, v=keys)
-        return transformer.norm_final_attn(queries + attended), keys
 
 
 def _two_way_block(

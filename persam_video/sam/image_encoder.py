@@ -51,17 +51,17 @@ class SamImageEncoder:
     """SAM's pre-processing and image encoder.
 
     Args:
-        backbone: The network, already on ``device`` and in ``dtype``.
+        backbone: The network, already on ``device``.
         input_size: Side of the network's square input in pixels.
         device: Where to run.
-        dtype: Number format of the network; the Embedding is float32 whatever this is.
+        dtype: Number format that the network takes; the Embedding is float32 whatever this is.
         padding: Encode the padding too, as SAM does. A network of windows and convolutions does
             without; ViT-B, -L and -H have a position embedding of the whole square.
     """
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Backbone,
         input_size: int = 1024,
         device: torch.device | None = None,
         dtype: torch.dtype = torch.float32,

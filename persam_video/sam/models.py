@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from persam_video.sam.checkpoints import load_state_dict
 from persam_video.sam.decoder import SamDecoder
 from persam_video.sam.image_encoder import VIT_INPUT_SIZE, SamImageEncoder, VitBackbone
 from persam_video.sam.registry import model_info
+from persam_video.sam.runtimes import choose_runtime
 from persam_video.sam.tiny_vit import TinyViT
 
 logger = logging.getLogger(__name__)
@@ -30,10 +32,10 @@ def load_sam(config: EncoderConfig, *, progress: bool = True) -> tuple[SamImageE
 
     Raises:
         CheckpointError: The weights cannot be had, are damaged, or fit another model.
-        ConfigError: The device is not there, or the model does not run at this input size.
+        ConfigError: The device or the runtime is not there, or the model does not run at this input
+            size.
     """
-    device = resolve_device(config.device)
-    dtype = resolve_dtype(config.dtype, device)
+    device, dtype, runtime = resolve(config)
     _check_input_size(config)  # before anything large is fetched
     checkpoint = None if config.checkpoint is None else Path(config.checkpoint)
     sam = build_sam(config.model, load_state_dict(config.model, checkpoint, progress=progress))
@@ -42,18 +44,23 @@ def load_sam(config: EncoderConfig, *, progress: bool = True) -> tuple[SamImageE
         backbone = VitBackbone(backbone)
     for module in (backbone, sam.prompt_encoder, sam.mask_decoder):
         module.requires_grad_(False).eval().to(device)
-    backbone.to(dtype=dtype).to(memory_format=torch.channels_last)
-
     padding = config.padding or not isinstance(backbone, TinyViT)
     grid = config.input_size // 16
     sam.prompt_encoder.image_embedding_size = (grid, grid)
     sam.prompt_encoder.input_image_size = (config.input_size, config.input_size)
     sam.prompt_encoder.mask_input_size = (4 * grid, 4 * grid)
-    logger.info("%s on %s, %s, input %d", config.model, device, dtype, config.input_size)
-    return (
-        SamImageEncoder(backbone, config.input_size, device, dtype, padding=padding),
-        SamDecoder(sam.prompt_encoder, sam.mask_decoder),
+    decoder = SamDecoder(sam.prompt_encoder, sam.mask_decoder)
+    logger.info(
+        "%s on %s, %s, %s, input %d", config.model, device, dtype, runtime, config.input_size
     )
+    if runtime == "torch":
+        backbone.to(dtype=dtype).to(memory_format=torch.channels_last)
+        encoder = SamImageEncoder(backbone, config.input_size, device, dtype, padding=padding)
+        return encoder, decoder
+    from persam_video.sam.compiled_sam import compile_sam  # imports the runtime
+
+    compiled, decoder.compiled = compile_sam(backbone, decoder.network, runtime, dtype)
+    return SamImageEncoder(compiled, config.input_size, device, padding=padding), decoder
 
 
 def _check_input_size(config: EncoderConfig) -> None:
@@ -98,9 +105,23 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-def number_format(config: EncoderConfig) -> str:
-    """Name of the number format that the encoder of these settings runs in on this machine."""
-    return str(resolve_dtype(config.dtype, resolve_device(config.device))).removeprefix("torch.")
+def resolve(config: EncoderConfig) -> tuple[torch.device, torch.dtype, str]:
+    """Device, number format and runtime that these settings come to on this machine.
+
+    Raises:
+        ConfigError: One of them is not there, or they do not go together.
+    """
+    device = resolve_device(config.device)
+    dtype = resolve_dtype(config.dtype, device)
+    if config.dtype == "auto" and config.runtime == "onnxruntime":
+        dtype = torch.float32  # the only one it has on a processor
+    return device, dtype, choose_runtime(config, device, dtype)
+
+
+def resolved(config: EncoderConfig) -> EncoderConfig:
+    """These settings with the number format and the runtime that "auto" comes to here."""
+    _, dtype, runtime = resolve(config)
+    return replace(config, dtype=str(dtype).removeprefix("torch."), runtime=runtime)
 
 
 def _has_amx_bfloat16() -> bool:

@@ -1,0 +1,73 @@
+"""OpenVINO: a network's file -> compiled for one set of shapes. Imported only when it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import openvino
+import torch
+
+from persam_video.errors import CheckpointError, ConfigError
+from persam_video.sam.compiled import Run, Shapes
+from persam_video.types import Float32Array
+
+
+class OpenVinoEngine:
+    """A network in OpenVINO on the CPU.
+
+    Args:
+        file: An .onnx file, or an .xml file with its .bin beside it.
+        precision: "float32" or "bfloat16", what it computes in; files and outputs are float32.
+
+    Raises:
+        CheckpointError: The file is missing or damaged.
+    """
+
+    def __init__(self, file: Path, precision: str) -> None:
+        self._core = openvino.Core()
+        self._type = {"float32": openvino.Type.f32, "bfloat16": openvino.Type.bf16}[precision]
+        self._precision = precision
+        try:
+            self._model = self._core.read_model(file)
+        except RuntimeError as error:
+            told = str(error).strip().splitlines()[-1]
+            raise CheckpointError(f"OpenVINO cannot read it: {told}", path=file) from error
+
+    def compile(self, shapes: Shapes) -> Run:
+        """See ``compiled.Engine``; takes as many threads as torch does.
+
+        Raises:
+            ConfigError: The processor does not compute in this precision.
+        """
+        model = self._model.clone()
+        model.reshape(
+            {
+                port: openvino.PartialShape(list(shape))
+                for port, shape in zip(model.inputs, shapes, strict=True)
+            }
+        )
+        compiled = self._core.compile_model(
+            model,
+            "CPU",
+            {
+                "PERFORMANCE_HINT": "LATENCY",
+                "INFERENCE_PRECISION_HINT": self._type,
+                "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+                # Encoder and decoder run at the same time, each on a thread of its own.
+                "ENABLE_CPU_PINNING": False,
+            },
+        )
+        if compiled.get_property("INFERENCE_PRECISION_HINT") != self._type:
+            raise ConfigError(
+                f"OpenVINO does not compute in {self._precision} on this processor; dtype float32 "
+                "does, or runtime torch"
+            )
+        request = compiled.create_infer_request()
+
+        def run(arrays: Sequence[Float32Array]) -> list[Float32Array]:
+            # Outputs are copied out of the request's buffers, which the next call writes to.
+            results = request.infer(list(arrays), share_inputs=True, share_outputs=False)
+            return [results[index] for index in range(len(compiled.outputs))]
+
+        return run

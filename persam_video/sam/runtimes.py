@@ -1,0 +1,89 @@
+"""The runtimes that can take torch's place on a processor, and the choice among them."""
+
+from __future__ import annotations
+
+import platform
+from importlib.util import find_spec
+
+import torch
+
+from persam_video.config import EncoderConfig
+from persam_video.errors import ConfigError
+from persam_video.sam.registry import DEFAULT_MODEL
+
+PRECISIONS = {"onnxruntime": ("float32",), "openvino": ("float32", "bfloat16")}
+"""Runtime -> number formats that it computes in on a processor."""
+
+# The encoder's time as a share of torch's in the same number format: vit_t, a frame of 854 x 480,
+# two cores of an Intel Xeon with AMX, turns taken in one process:
+#     python tools/runtimes.py FRAME.jpg -o OUT
+# Without AMX only the float32 rows count, since "auto" is bfloat16 with AMX only.
+_MEASURED = {
+    ("openvino", "bfloat16"): 0.70,
+    ("openvino", "float32"): 0.95,
+    ("onnxruntime", "float32"): 1.30,
+}
+_MEASURED_ON = ("x86_64", "AMD64")
+
+
+def choose_runtime(config: EncoderConfig, device: torch.device, dtype: torch.dtype) -> str:
+    """The runtime of these settings on this machine.
+
+    "auto" is the one that was measured to be the fastest among those installed: always torch for
+    models, devices, processors and number formats that were not measured.
+
+    Args:
+        config: Its ``runtime`` and ``model`` are used.
+        device: Where the network runs.
+        dtype: The encoder's number format.
+
+    Raises:
+        ConfigError: The runtime asked for is not installed, or does not run on this device or in
+            this number format.
+    """
+    precision = str(dtype).removeprefix("torch.")
+    if config.runtime == "auto":
+        if device.type != "cpu" or config.model != DEFAULT_MODEL:
+            return "torch"
+        return _fastest(precision)
+    if config.runtime != "torch":
+        _check(config.runtime, device, precision)
+    return config.runtime
+
+
+def _fastest(precision: str) -> str:
+    if platform.machine() not in _MEASURED_ON:
+        return "torch"
+    shares = {
+        runtime: share
+        for (runtime, measured), share in _MEASURED.items()
+        if measured == precision and is_installed(runtime)
+    }
+    return min({"torch": 1.0, **shares}.items(), key=lambda item: item[1])[0]
+
+
+def _check(runtime: str, device: torch.device, precision: str) -> None:
+    if device.type != "cpu":
+        raise ConfigError(
+            f"runtime {runtime} is for the CPU, the device is {device.type}; legal there: torch"
+        )
+    require_installed(runtime)
+    if precision not in PRECISIONS[runtime]:
+        raise ConfigError(
+            f"runtime {runtime} does not compute in {precision} on a CPU; legal dtypes: "
+            f"{', '.join(PRECISIONS[runtime])}"
+        )
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package could be imported; it is not."""
+    return find_spec(package) is not None
+
+
+def require_installed(package: str, extra: str | None = None) -> None:
+    """Raise ConfigError, naming the extra that installs it, unless a package is there."""
+    if not is_installed(package):
+        raise ConfigError(
+            f"{package} is not installed; "
+            f'pip install "persam-video[{extra or package}]" installs it'
+        )

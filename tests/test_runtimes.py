@@ -1,0 +1,448 @@
+"""Every runtime of the network against torch, at every batch size used, and the choice of one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from segment_anything.build_sam import _build_sam
+from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
+from torch import Tensor, nn
+
+from persam_video.config import EncoderConfig
+from persam_video.errors import CheckpointError, ConfigError
+from persam_video.sam import compiled, models, runtimes
+from persam_video.sam.compiled import CompiledBackbone, CompiledMaskNetwork, CompiledNetwork
+from persam_video.sam.compiled_sam import compile_sam, open_engine
+from persam_video.sam.conversion import (
+    Convertible,
+    converted,
+    convertible_decoder,
+    convertible_encoder,
+    identity,
+    write_onnx,
+)
+from persam_video.sam.decoder import Guidance, MaskNetwork, PromptBatch, SamDecoder
+from persam_video.sam.image_encoder import SamImageEncoder, VitBackbone
+from persam_video.sam.models import load_sam
+from persam_video.sam.tiny_vit import TinyViT
+from persam_video.types import Embedding, UInt8Array
+
+CPU = torch.device("cpu")
+GRID = 16
+KINDS = [("openvino", "float32"), ("openvino", "bfloat16"), ("onnxruntime", "float32")]
+TOLERANCE = {"float32": 2e-5, "bfloat16": 0.03}
+
+
+def relative_error(got: Tensor, expected: Tensor) -> float:
+    return float((got - expected).norm() / expected.norm())
+
+
+def needs_bfloat16(precision: str) -> None:
+    if precision == "bfloat16" and not torch.cpu.get_capabilities().get("avx512_bf16", False):
+        pytest.skip("the processor has no bfloat16")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(cache: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Conversions of this module go into one folder, those of the real weights to the user's."""
+    if request.node.get_closest_marker("needs_weights") is None:
+        monkeypatch.setenv("PERSAM_CACHE", str(cache))
+
+
+@pytest.fixture(scope="module")
+def backbone() -> TinyViT:
+    """TinyViT of random weights whose outputs are of the order of one."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = TinyViT().requires_grad_(False).eval()
+        for name, parameter in network.named_parameters():
+            if name.endswith("attention_bias"):
+                nn.init.normal_(parameter)
+    return network
+
+
+@pytest.fixture(scope="module")
+def sam_decoder() -> SamDecoder:
+    """SAM's own decoder of random weights on a grid of 16 x 16 cells."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        prompts = PromptEncoder(256, (GRID, GRID), (16 * GRID, 16 * GRID), 16)
+        masks = MaskDecoder(transformer_dim=256, transformer=TwoWayTransformer(2, 256, 8, 2048))
+        for name, parameter in masks.named_parameters():
+            if "mask_tokens" in name:
+                nn.init.normal_(parameter)
+    return SamDecoder(prompts.requires_grad_(False), masks.requires_grad_(False))
+
+
+@pytest.fixture(scope="module")
+def engines(
+    backbone: TinyViT, sam_decoder: SamDecoder, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], tuple[CompiledBackbone, CompiledMaskNetwork]]:
+    """Encoder and mask network in a runtime, each compiled shape kept for all tests."""
+    folder, made = tmp_path_factory.mktemp("engines"), {}
+    files = []
+    for part in (convertible_encoder(backbone), convertible_decoder(sam_decoder.network)):
+        files.append(folder / f"{part.name}.onnx")
+        write_onnx(part, files[-1])
+
+    def get(runtime: str, precision: str) -> tuple[CompiledBackbone, CompiledMaskNetwork]:
+        needs_bfloat16(precision)
+        key = runtime, precision
+        if key not in made:
+            encoder, decoder = (open_engine(runtime, file, precision) for file in files)
+            made[key] = CompiledBackbone(encoder, "test"), CompiledMaskNetwork(decoder)
+        return made[key]
+
+    return get
+
+
+Engines = Callable[[str, str], tuple[CompiledBackbone, CompiledMaskNetwork]]
+
+
+# The encoder
+
+
+@pytest.mark.parametrize(("runtime", "precision"), KINDS)
+def test_encoder_at_changing_sizes_equals_torch(
+    runtime: str, precision: str, engines: Engines, backbone: TinyViT
+) -> None:
+    network, _ = engines(runtime, precision)
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(144, 256), (256, 112), (144, 256)]
+    for height, width in sizes:
+        x = torch.randn(1, 3, height, width, generator=generator)
+        neck, stages = network(x)
+        expected_neck, expected_stages = backbone(x)
+        assert len(stages) == len(expected_stages) == 3
+        for got, expected in zip((neck, *stages), (expected_neck, *expected_stages), strict=True):
+            assert got.shape == expected.shape
+            assert got.dtype == torch.float32
+            assert relative_error(got, expected) < TOLERANCE[precision]
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_encoder_outputs_outlive_the_next_call(runtime: str, engines: Engines) -> None:
+    network, _ = engines(runtime, "float32")
+    generator = torch.Generator().manual_seed(0)
+    one, other = torch.randn(2, 1, 3, 144, 256, generator=generator)
+    neck, stages = network(one)
+    before = [neck.clone(), *(stage.clone() for stage in stages)]
+    changed, _ = network(other)
+    assert not torch.equal(changed, neck)
+    assert all(torch.equal(a, b) for a, b in zip(before, (neck, *stages), strict=True))
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_encoder_called_from_two_threads_mixes_nothing_up(runtime: str, engines: Engines) -> None:
+    network, _ = engines(runtime, "float32")
+    generator = torch.Generator().manual_seed(0)
+    pictures = [torch.randn(1, 3, 144, 256 - 144 * (i % 2), generator=generator) for i in range(12)]
+    alone = [network(x)[0] for x in pictures]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(lambda x: network(x)[0], pictures))
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("runtime", "precision"), KINDS)
+def test_encoder_of_a_cut_down_vit_equals_torch(
+    runtime: str, precision: str, tmp_path: Path
+) -> None:
+    needs_bfloat16(precision)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        vit = _build_sam(32, 4, 2, (1, 3)).image_encoder.requires_grad_(False)
+        for name, parameter in vit.named_parameters():
+            if "pos" in name:
+                nn.init.normal_(parameter, std=0.1)
+    network = VitBackbone(vit).eval()
+    write_onnx(convertible_encoder(network), tmp_path / "vit.onnx")
+    engine = open_engine(runtime, tmp_path / "vit.onnx", precision)
+    x = torch.randn(1, 3, 1024, 1024, generator=torch.Generator().manual_seed(0))
+
+    neck, stages = CompiledBackbone(engine, "test")(x)
+    expected_neck, expected_stages = network(x)
+
+    for got, expected in zip((neck, *stages), (expected_neck, *expected_stages), strict=True):
+        assert relative_error(got, expected) < TOLERANCE[precision]
+
+
+# The decoder
+
+
+def embedding_of(rows: int, columns: int) -> Embedding:
+    neck = torch.randn(1, 256, GRID, GRID, generator=torch.Generator().manual_seed(2))
+    side = 16 * GRID
+    return Embedding(
+        neck, (), (16 * rows, 16 * columns), (16 * rows, 16 * columns), side, padding=False
+    )
+
+
+def boxes_and_masks(count: int, seed: int) -> PromptBatch:
+    generator = torch.Generator().manual_seed(seed)
+    corners = 200 * torch.rand(count, 2, generator=generator)
+    return PromptBatch(
+        boxes_xyxy=torch.cat([corners, corners + 50], dim=1),
+        mask_logits=3 * torch.randn(count, 1, 4 * GRID, 4 * GRID, generator=generator),
+    )
+
+
+@pytest.mark.parametrize(("runtime", "precision"), KINDS)
+def test_decoder_while_the_number_of_objects_changes_equals_torch(
+    runtime: str, precision: str, engines: Engines, sam_decoder: SamDecoder
+) -> None:
+    """A batch that changed from 1 to 4 gave wrong logits without an error once."""
+    other = SamDecoder(sam_decoder.prompt_encoder, sam_decoder.mask_decoder)
+    other.compiled = engines(runtime, precision)[1]
+    counts = (1, 4, 2, 10, 1, 4, 2, 10)
+    for seed, (count, rows) in enumerate(zip(counts, (9,) * 7 + (GRID,), strict=True)):
+        embedding, prompts = embedding_of(rows, GRID), boxes_and_masks(count, seed)
+        expected = sam_decoder.decode(embedding, prompts)
+        got = other.decode(embedding, prompts)
+        assert got.logits.shape == (count, 4, 4 * GRID, 4 * GRID)
+        picture = slice(4 * rows)  # below is the padding, which is no object
+        for i in range(count):
+            error = relative_error(got.logits[i, :, picture], expected.logits[i, :, picture])
+            assert error < TOLERANCE[precision], (count, rows, i)
+        error = relative_error(got.predicted_iou, expected.predicted_iou)
+        assert error < TOLERANCE[precision], (count, rows)
+
+
+def test_decoder_other_prompts_and_guidance_stay_on_torch(sam_decoder: SamDecoder) -> None:
+    def unused(tokens: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+        raise AssertionError("it knows nothing of guidance or points")
+
+    other = SamDecoder(sam_decoder.prompt_encoder, sam_decoder.mask_decoder)
+    other.compiled = unused  # type: ignore[assignment]
+    embedding, boxes = embedding_of(9, GRID), boxes_and_masks(1, 0)
+    points = torch.tensor([[[40.0, 50.0]]]), torch.tensor([[1]])
+    for prompts, guidance in (
+        (PromptBatch(*points), Guidance()),
+        (PromptBatch(*points, boxes.boxes_xyxy), Guidance()),
+        (PromptBatch(mask_logits=boxes.mask_logits), Guidance()),
+        (boxes, Guidance(target_embedding=torch.ones(1, 256))),
+        (boxes, Guidance(attention_prior=torch.rand(1, GRID * GRID))),
+    ):
+        got = other.decode(embedding, prompts, guidance)
+        expected = sam_decoder.decode(embedding, prompts, guidance)
+        assert torch.equal(got.logits, expected.logits)
+    with pytest.raises(AssertionError, match="knows nothing"):
+        other.decode(embedding, boxes)
+
+
+# Compiled shapes
+
+
+class CountingEngine:
+    """Notes the shapes that it is compiled for."""
+
+    def __init__(self) -> None:
+        self.compiled: list[tuple[tuple[int, ...], ...]] = []
+
+    def compile(self, shapes: tuple[tuple[int, ...], ...]) -> compiled.Run:
+        self.compiled.append(shapes)
+        return lambda arrays: [array + len(self.compiled) for array in arrays]
+
+
+def test_compiled_network_keeps_the_latest_shapes_only() -> None:
+    engine = CountingEngine()
+    network = CompiledNetwork(engine, kept=2)
+    for length in (1, 2, 1, 3, 1, 2):
+        assert network(torch.zeros(length))[0].shape == (length,)
+    assert [shapes[0][0] for shapes in engine.compiled] == [1, 2, 3, 2]
+
+
+# Files
+
+
+@pytest.fixture
+def tiny() -> Convertible:
+    network = nn.Linear(3, 2).requires_grad_(False)
+    return Convertible("tiny", network, (torch.zeros(4, 3),), {"x": {0: "rows"}}, ("y",))
+
+
+def test_converted_is_made_once_and_again_for_other_weights(tiny: Convertible, cache: Path) -> None:
+    path = converted(tiny)
+    assert path == cache / f"tiny-{identity(tiny)[:16]}.onnx"
+    made = path.stat().st_mtime_ns
+    assert converted(tiny) == path
+    assert path.stat().st_mtime_ns == made
+    tiny.network.weight[0, 0] += 1
+    other = converted(tiny)
+    assert other != path and other.exists() and path.exists()
+    assert not list(cache.glob("*.partial*"))
+
+
+def test_converted_cache_that_cannot_be_written_is_told(
+    tiny: Convertible, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("PERSAM_CACHE", str(tmp_path / "file/cache"))
+    with pytest.raises(CheckpointError, match="PERSAM_CACHE chooses another"):
+        converted(tiny)
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_open_engine_of_a_damaged_file_names_it(runtime: str, tmp_path: Path) -> None:
+    path = tmp_path / "half.onnx"
+    path.write_bytes(b"\x08\x07\x12half a model")
+    with pytest.raises(CheckpointError, match=r"half\.onnx"):
+        open_engine(runtime, path, "float32")
+
+
+def test_openvino_precision_that_the_processor_lacks_is_an_error(
+    tiny: Convertible, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would compute in float32 and say nothing."""
+    from openvino import CompiledModel, Type
+
+    write_onnx(tiny, tmp_path / "tiny.onnx")
+    engine = open_engine("openvino", tmp_path / "tiny.onnx", "bfloat16")
+    monkeypatch.setattr(CompiledModel, "get_property", lambda self, name: Type.f32)
+    with pytest.raises(ConfigError, match="does not compute in bfloat16 on this processor"):
+        CompiledNetwork(engine, 1)(torch.zeros(2, 3))
+
+
+# The choice
+
+
+def choose(monkeypatch: pytest.MonkeyPatch, installed: set[str], **settings: str) -> str:
+    monkeypatch.setattr(runtimes, "is_installed", installed.__contains__)
+    monkeypatch.setattr(runtimes.platform, "machine", lambda: "x86_64")
+    config = EncoderConfig(**{"device": "cpu", "dtype": "float32", **settings})
+    return models.resolve(config)[2]
+
+
+BOTH = {"openvino", "onnxruntime"}
+
+
+@pytest.mark.parametrize(
+    ("installed", "dtype", "model", "runtime"),
+    [
+        (BOTH, "float32", "vit_t", "openvino"),
+        (BOTH, "bfloat16", "vit_t", "openvino"),
+        (BOTH, "float16", "vit_t", "torch"),
+        (BOTH, "float32", "vit_b", "torch"),
+        ({"onnxruntime"}, "float32", "vit_t", "torch"),
+        (set(), "bfloat16", "vit_t", "torch"),
+    ],
+)
+def test_choose_runtime_auto_takes_the_fastest_measured_and_installed(
+    installed: set[str], dtype: str, model: str, runtime: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert choose(monkeypatch, installed, dtype=dtype, model=model) == runtime
+
+
+def test_choose_runtime_auto_elsewhere_is_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtimes, "is_installed", lambda _: True)
+    monkeypatch.setattr(runtimes.platform, "machine", lambda: "x86_64")
+    cuda = torch.device("cuda")
+    assert runtimes.choose_runtime(EncoderConfig(), cuda, torch.bfloat16) == "torch"
+    assert runtimes.choose_runtime(EncoderConfig(), CPU, torch.bfloat16) == "openvino"
+    monkeypatch.setattr(runtimes.platform, "machine", lambda: "arm64")
+    assert runtimes.choose_runtime(EncoderConfig(), CPU, torch.bfloat16) == "torch"
+
+
+@pytest.mark.parametrize("runtime", sorted(BOTH))
+def test_choose_runtime_that_is_not_installed_names_the_extra(
+    runtime: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert choose(monkeypatch, BOTH, runtime=runtime) == runtime
+    with pytest.raises(ConfigError, match=rf'pip install "persam-video\[{runtime}\]"'):
+        choose(monkeypatch, set(), runtime=runtime)
+
+
+def test_choose_runtime_on_a_gpu_is_torch_only() -> None:
+    config = EncoderConfig(runtime="openvino")
+    with pytest.raises(ConfigError, match="openvino is for the CPU, the device is cuda"):
+        runtimes.choose_runtime(config, torch.device("cuda"), torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "dtype", "legal"),
+    [
+        ("onnxruntime", "bfloat16", "float32"),
+        ("onnxruntime", "float16", "float32"),
+        ("openvino", "float16", "float32, bfloat16"),
+    ],
+)
+def test_choose_runtime_in_a_number_format_it_lacks_is_an_error(
+    runtime: str, dtype: str, legal: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"{dtype} on a CPU; legal dtypes: {legal}$"):
+        load_sam(EncoderConfig(device="cpu", runtime=runtime, dtype=dtype))
+
+
+def test_resolve_onnxruntime_auto_dtype_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "_has_amx_bfloat16", lambda: True)
+    config = models.resolved(EncoderConfig(device="cpu", runtime="onnxruntime"))
+    assert (config.dtype, config.runtime) == ("float32", "onnxruntime")
+
+
+# With the real weights
+
+
+@pytest.fixture(scope="module")
+def picture() -> UInt8Array:
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:180, :320]
+    image = np.stack([90 + y / 3, 120 + 40 * np.sin(x / 30), 80 + x / 5], axis=2)
+    image[(y - 80) ** 2 + (x - 120) ** 2 < 50**2] = (200, 40, 30)
+    return (image + rng.normal(0, 6, image.shape)).clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.needs_weights
+@pytest.mark.parametrize(
+    ("runtime", "precision"),
+    [
+        ("openvino", "bfloat16"),
+        pytest.param("openvino", "float32", marks=pytest.mark.slow),
+        pytest.param("onnxruntime", "float32", marks=pytest.mark.slow),
+    ],
+)
+def test_load_sam_in_each_runtime_gives_the_masks_of_torch(
+    runtime: str, precision: str, picture: UInt8Array, vit_t_weights: Path
+) -> None:
+    needs_bfloat16(precision)
+    settings = {"device": "cpu", "input_size": 512}
+    torch_sam = load_sam(EncoderConfig(**settings, dtype="float32", runtime="torch"))
+    sam = load_sam(EncoderConfig(**settings, dtype=precision, runtime=runtime))
+    assert isinstance(torch_sam[0].backbone, TinyViT)
+    assert isinstance(sam[0].backbone, CompiledBackbone)
+    box = torch.tensor([[1.6 * 70, 1.6 * 30, 1.6 * 170, 1.6 * 130]])
+    masks = []
+    necks: list[Tensor] = []
+    for encoder, decoder in (torch_sam, sam):
+        padded: SamImageEncoder = encoder.with_padding()
+        assert padded.encode(picture).padding
+        embedding = encoder.encode(picture)
+        necks += [embedding.neck, padded.encode(picture).neck]
+        masks.append(decoder.decode(embedding, PromptBatch(boxes_xyxy=box)).logits[0, 0] > 0)
+    for got, expected in zip(necks[2:], necks[:2], strict=True):
+        assert relative_error(got, expected) < (1e-4 if precision == "float32" else 0.05)
+    intersection, union = (masks[0] & masks[1]).sum(), (masks[0] | masks[1]).sum()
+    assert masks[0].sum() > 100
+    assert intersection / union > (0.999 if precision == "float32" else 0.98)
+
+
+def test_identity_differs_with_the_weights_and_the_precision(
+    backbone: TinyViT, sam_decoder: SamDecoder
+) -> None:
+    network: MaskNetwork = sam_decoder.network
+    names = [
+        compile_sam(backbone, network, runtime, getattr(torch, precision))[0].identity
+        for runtime, precision in KINDS
+    ]
+    assert len(set(names)) == len(KINDS)
+    assert len(list(Path(os.environ["PERSAM_CACHE"]).glob("encoder-*.onnx"))) == 1
