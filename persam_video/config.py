@@ -99,6 +99,9 @@ class EncoderConfig(_Checked):
         "torch on any other device",
         choices=("auto", "torch", "onnxruntime", "openvino"),
     )
+    exported: str | None = setting(
+        None, "folder made by persam-video export; it says runtime and number format too"
+    )
     input_size: int = setting(
         1024, "side of the network's square input in pixels, a multiple of 64", low=256, high=2048
     )

@@ -28,7 +28,7 @@ from persam_video.tracking.tracker import Tracker
 from persam_video.types import Frame
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("track", "davis", "eval", "render", "bench", "info", "weights")
+COMMANDS = ("track", "davis", "eval", "render", "bench", "export", "info", "weights")
 FRAMES = 6
 
 

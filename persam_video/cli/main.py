@@ -14,13 +14,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 
-from persam_video.cli import bench, davis, evaluate, info, render, track, weights
+from persam_video.cli import bench, davis, evaluate, export, info, render, track, weights
 from persam_video.cli.settings import HelpFormatter
 from persam_video.errors import ConfigError, PersamError
 
 PROGRAM = "persam-video"
 
-_COMMANDS = (track, davis, evaluate, render, bench, info, weights)
+_COMMANDS = (track, davis, evaluate, render, bench, export, info, weights)
 
 _EXAMPLES = """examples:
   persam-video track clip.mp4 --points "640,360"         click an object, get masks and a video

@@ -23,8 +23,18 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=32, width=100)
 
 
-def add_settings(parser: argparse.ArgumentParser, sections: Sequence[str] = ALL_SECTIONS) -> None:
-    """Add ``--config`` and one flag per field of the named sections of ``Config``."""
+def add_settings(
+    parser: argparse.ArgumentParser,
+    sections: Sequence[str] = ALL_SECTIONS,
+    only: Sequence[str] | None = None,
+) -> None:
+    """Add ``--config`` and one flag per field of the named sections of ``Config``.
+
+    Args:
+        parser: Gets them.
+        sections: Names of sections.
+        only: Names of fields; the others get no flag.
+    """
     parser.add_argument(
         "--config",
         type=Path,
@@ -38,6 +48,8 @@ def add_settings(parser: argparse.ArgumentParser, sections: Sequence[str] = ALL_
         group = parser.add_argument_group(title, (type(section).__doc__ or "").splitlines()[0])
         hints = typing.get_type_hints(type(section))
         for field in dataclasses.fields(section):
+            if only is not None and field.name not in only:
+                continue
             _add_flag(group, name, field, hints[field.name])
 
 

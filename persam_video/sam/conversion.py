@@ -109,17 +109,23 @@ def write_onnx(convertible: Convertible, path: Path) -> None:
         raise CheckpointError(f"cannot be written: {error.strerror or error}", path=path) from error
 
 
-def identity(convertible: Convertible) -> str:
-    """Hexadecimal digest of all that the converted file depends on: weights, code, versions."""
+def weights_digest(convertible: Convertible) -> str:
+    """sha256 of the network's tensors, with their names and shapes."""
     digest = hashlib.sha256()
-    for package in ("torch", "segment-anything"):
-        digest.update(f"{package} {version(package)}\n".encode())
-    for source in _SOURCES:
-        digest.update(Path(__file__).with_name(source).read_bytes())
     network = convertible.network
     for name, tensor in (*network.named_parameters(), *network.named_buffers()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(tensor.detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def identity(convertible: Convertible) -> str:
+    """Hexadecimal digest of all that the converted file depends on: weights, code, versions."""
+    digest = hashlib.sha256(weights_digest(convertible).encode())
+    for package in ("torch", "segment-anything"):
+        digest.update(f"{package} {version(package)}\n".encode())
+    for source in _SOURCES:
+        digest.update(Path(__file__).with_name(source).read_bytes())
     return digest.hexdigest()
 
 

@@ -11,6 +11,7 @@ from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
+from persam_video.errors import ConfigError
 from persam_video.geometry import fit_longest_side
 from persam_video.types import Embedding, UInt8Array
 
@@ -94,6 +95,17 @@ class SamImageEncoder:
             input_size=self.input_size,
             padding=self.padding,
         )
+
+    @property
+    def torch_backbone(self) -> nn.Module:
+        """The network as a module of torch.
+
+        Raises:
+            ConfigError: It runs in another runtime.
+        """
+        if not isinstance(self.backbone, nn.Module):
+            raise ConfigError("the encoder is no module of torch; load it with runtime torch")
+        return self.backbone
 
     def with_padding(self) -> SamImageEncoder:
         """The same network with the padding encoded too."""

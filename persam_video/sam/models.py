@@ -13,6 +13,7 @@ from persam_video.errors import ConfigError
 from persam_video.sam.architecture import build_sam
 from persam_video.sam.checkpoints import load_state_dict
 from persam_video.sam.decoder import SamDecoder
+from persam_video.sam.export import with_export
 from persam_video.sam.image_encoder import VIT_INPUT_SIZE, SamImageEncoder, VitBackbone
 from persam_video.sam.registry import model_info
 from persam_video.sam.runtimes import choose_runtime
@@ -59,7 +60,9 @@ def load_sam(config: EncoderConfig, *, progress: bool = True) -> tuple[SamImageE
         return encoder, decoder
     from persam_video.sam.compiled_sam import compile_sam  # imports the runtime
 
-    compiled, decoder.compiled = compile_sam(backbone, decoder.network, runtime, dtype)
+    compiled, decoder.compiled = compile_sam(
+        backbone, decoder.network, runtime, dtype, config.exported
+    )
     return SamImageEncoder(compiled, config.input_size, device, padding=padding), decoder
 
 
@@ -110,7 +113,9 @@ def resolve(config: EncoderConfig) -> tuple[torch.device, torch.dtype, str]:
 
     Raises:
         ConfigError: One of them is not there, or they do not go together.
+        CheckpointError: The exported network that they name is not there or damaged.
     """
+    config = with_export(config)
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
     if config.dtype == "auto" and config.runtime == "onnxruntime":

@@ -1,0 +1,256 @@
+"""A folder with the converted network: what is in it, writing it, reading it.
+
+FOLDER/encoder.onnx, decoder.onnx      or, for OpenVINO, encoder.xml and .bin, decoder.xml and .bin
+FOLDER/export.json                     what they are, see ``Export``
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+from torch import nn
+
+from persam_video.config import EncoderConfig
+from persam_video.errors import CheckpointError, ConfigError
+from persam_video.sam.conversion import (
+    Convertible,
+    convertible_decoder,
+    convertible_encoder,
+    weights_digest,
+    write_onnx,
+)
+from persam_video.sam.decoder import MaskNetwork
+from persam_video.sam.runtimes import PRECISIONS, require_installed
+from persam_video.types import Float32Array
+
+MANIFEST = "export.json"
+FORMAT_VERSION = 1
+RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino"}
+"""Format -> the runtime that runs it."""
+_SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """What ``export.json`` says.
+
+    Attributes:
+        model: Model of the registry.
+        format: "onnx" or "openvino".
+        precision: "float32", "bfloat16", or "int8": the encoder is quantised, the decoder is not.
+        input_size: Side of the network's square input in pixels.
+        encoder_inputs: Name of each input of the encoder -> its shape, names for free dimensions.
+        decoder_inputs: The same of the decoder.
+        encoder_weights: sha256 of the encoder's tensors before they were converted.
+        decoder_weights: The same of the decoder.
+        weights_source: Where they came from.
+        calibration: int8: what it was calibrated on, else "".
+        versions: Of the packages that took part.
+        format_version: Of this file.
+    """
+
+    model: str
+    format: str
+    precision: str
+    input_size: int
+    encoder_inputs: dict[str, list[int | str]]
+    decoder_inputs: dict[str, list[int | str]]
+    encoder_weights: str
+    decoder_weights: str
+    weights_source: str
+    calibration: str
+    versions: dict[str, str]
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def runtime(self) -> str:
+        """What runs it."""
+        return RUNTIMES[self.format]
+
+
+def check_precision(format_name: str, precision: str) -> None:
+    """Raise ConfigError unless this precision can be exported, and later run, in this format."""
+    legal = (*PRECISIONS[RUNTIMES[format_name]], "int8")
+    if precision not in legal:
+        raise ConfigError(
+            f"{RUNTIMES[format_name]} does not compute in {precision} on a CPU; legal precisions "
+            f"of format {format_name}: {', '.join(legal)}"
+        )
+    if format_name == "openvino":
+        require_installed("openvino")
+    if precision == "int8":
+        require_installed("nncf" if format_name == "openvino" else "onnxruntime", "export")
+
+
+def write_export(
+    folder: Path,
+    config: EncoderConfig,
+    networks: tuple[nn.Module, MaskNetwork],
+    format_name: str,
+    precision: str,
+    *,
+    weights_source: str,
+    calibration: Sequence[Float32Array] = (),
+    calibration_source: str = "",
+) -> Export:
+    """Convert both networks into a new folder, which appears when it is complete.
+
+    Args:
+        folder: Must not exist, or be empty.
+        config: Its ``model`` and ``input_size`` are noted.
+        networks: Backbone and mask network, float32 on the CPU.
+        format_name: "onnx" or "openvino".
+        precision: "float32", "bfloat16" (openvino) or "int8".
+        weights_source: For the manifest.
+        calibration: int8: inputs (1, 3, H, W) of the encoder, what activations are measured on.
+        calibration_source: For the manifest.
+
+    Raises:
+        CheckpointError: The folder holds something, or cannot be written.
+        ConfigError: The format does not have this precision, int8 has nothing to be calibrated on,
+            or a package that it takes is not installed.
+    """
+    check_precision(format_name, precision)
+    if precision == "int8" and not calibration:
+        raise ConfigError("int8 needs frames to be calibrated on, got none")
+    check_folder(folder)
+    encoder, decoder = convertible_encoder(networks[0]), convertible_decoder(networks[1])
+    packages = ["persam-video", "torch", *{"onnx": ["onnx"], "openvino": ["openvino"]}[format_name]]
+    if precision == "int8":
+        packages.append("nncf" if format_name == "openvino" else "onnxruntime")
+    export = Export(
+        config.model,
+        format_name,
+        precision,
+        config.input_size,
+        _shapes(encoder),
+        _shapes(decoder),
+        weights_digest(encoder),
+        weights_digest(decoder),
+        weights_source,
+        calibration_source if precision == "int8" else "",
+        {package: version(package) for package in packages},
+    )
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        temporary.mkdir(parents=True)
+        for part, frames in ((encoder, calibration if precision == "int8" else ()), (decoder, ())):
+            _write(part, temporary, format_name, frames)
+        (temporary / MANIFEST).write_text(json.dumps(asdict(export), indent=1) + "\n", "utf-8")
+        temporary.replace(folder)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot be written: {error.strerror or error}", path=folder
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return export
+
+
+def check_folder(folder: Path) -> None:
+    """Raise CheckpointError unless a new folder can get this name."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise CheckpointError("something is there already; choose another folder", path=folder)
+
+
+def _shapes(part: Convertible) -> dict[str, list[int | str]]:
+    return {
+        name: [free.get(axis, length) for axis, length in enumerate(example.shape)]
+        for (name, free), example in zip(part.inputs.items(), part.example, strict=True)
+    }
+
+
+def _write(
+    part: Convertible, folder: Path, format_name: str, calibration: Sequence[Float32Array]
+) -> None:
+    onnx_file = folder / f"{part.name}.onnx"
+    write_onnx(part, onnx_file)
+    if calibration:
+        from persam_video.sam import quantization
+
+        (name,) = part.inputs
+        if format_name == "onnx":
+            quantization.quantize_onnx(onnx_file, name, calibration)
+        else:
+            quantization.quantize_openvino(onnx_file, onnx_file.with_suffix(".xml"), calibration)
+    elif format_name == "openvino":
+        import openvino
+
+        model = openvino.Core().read_model(onnx_file)
+        openvino.save_model(model, onnx_file.with_suffix(".xml"), compress_to_fp16=False)
+    if format_name == "openvino":
+        onnx_file.unlink()
+
+
+def read_export(folder: Path) -> Export:
+    """Read the manifest of an exported folder.
+
+    Raises:
+        CheckpointError: There is none, it is damaged, or of another version of this package.
+    """
+    path = folder / MANIFEST
+    try:
+        stored = json.loads(path.read_text("utf-8"))
+        got = stored["format_version"]
+        export = Export(**stored) if got == FORMAT_VERSION else None
+    except OSError as error:
+        raise CheckpointError(
+            f"no exported network: {error.strerror}; persam-video export makes one", path=path
+        ) from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"damaged: {error}", path=path) from error
+    if export is None:
+        raise CheckpointError(
+            f"export of format {got}; this version of persam_video reads format {FORMAT_VERSION}; "
+            "persam-video export makes it anew",
+            path=path,
+        )
+    if export.format not in RUNTIMES:
+        raise CheckpointError(f"damaged: it says format {export.format!r}", path=path)
+    return export
+
+
+def exported_files(folder: Path, parts: tuple[Convertible, Convertible]) -> tuple[Path, Path]:
+    """The encoder's and the decoder's file, when they are of the same weights as these networks.
+
+    Raises:
+        CheckpointError: They are of other weights.
+    """
+    export = read_export(folder)
+    stored = export.encoder_weights, export.decoder_weights
+    if stored != tuple(weights_digest(part) for part in parts):
+        raise CheckpointError(
+            f"exported from other weights ({export.weights_source}) than those that the settings "
+            "name; persam-video export makes it anew",
+            path=folder,
+        )
+    suffix = _SUFFIXES[export.format]
+    return folder / f"encoder{suffix}", folder / f"decoder{suffix}"
+
+
+def with_export(config: EncoderConfig) -> EncoderConfig:
+    """The settings with runtime, device and number format of the export that they name.
+
+    Raises:
+        CheckpointError: There is no whole export.
+        ConfigError: The settings want something else than what was exported.
+    """
+    if config.exported is None:
+        return config
+    export = read_export(Path(config.exported))
+    wanted = {"model": export.model, "input_size": export.input_size, "runtime": export.runtime}
+    if export.precision != "int8":
+        wanted["dtype"] = export.precision
+    for name, value in wanted.items():
+        got = getattr(config, name)
+        if got not in ("auto", value):
+            raise ConfigError(f"{config.exported} was exported for {name} {value}, got {got}")
+    device = "cpu" if config.device == "auto" else config.device
+    dtype = str(wanted.get("dtype", config.dtype))
+    return replace(config, device=device, runtime=export.runtime, dtype=dtype)
