@@ -43,7 +43,11 @@ COMMANDS = [
     for block in re.findall(r"^```bash\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     for match in re.findall(r"persam-video (.*)", block)
 ]
-NOT_RUN = {"rtsp://camera.example/front": "needs a network", "vit_b": "fetches 375 MB"}
+NOT_RUN = {
+    "rtsp://camera.example/front": "needs a network",
+    "vit_b": "fetches 375 MB",
+    "export": "needs weights and minutes; see test_export.py",
+}
 
 
 def labels_at(*boxes: tuple[int, int, int, int]) -> np.ndarray:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from segment_anything.build_sam import _build_sam
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 from torch import Tensor, nn
@@ -446,3 +450,33 @@ def test_identity_differs_with_the_weights_and_the_precision(
     ]
     assert len(set(names)) == len(KINDS)
     assert len(list(Path(os.environ["PERSAM_CACHE"]).glob("encoder-*.onnx"))) == 1
+
+
+# The tool
+
+
+@pytest.mark.slow
+@pytest.mark.needs_weights
+def test_runtimes_tool_writes_a_table_with_ratios_to_torch(
+    picture: UInt8Array, tmp_path: Path, vit_t_weights: Path
+) -> None:
+    Image.fromarray(picture).save(tmp_path / "frame.png")
+    tool = [sys.executable, str(Path(__file__).parents[1] / "tools/runtimes.py")]
+    command = [*tool, str(tmp_path / "frame.png"), "-o", str(tmp_path / "out"), "--rounds", "2"]
+    subprocess.run([*command, "--only", "openvino float32"], capture_output=True, check=True)
+
+    table = (tmp_path / "out/runtimes.md").read_text().splitlines()
+    assert [line.split("|")[1].strip() for line in table[2:]] == [
+        "torch float32",
+        "openvino float32",
+    ]
+    assert len({line.count("|") for line in table}) == 1
+    kinds = json.loads((tmp_path / "out/runtimes.json").read_text())["kinds"]
+    assert kinds["torch float32"]["error"] == 0
+    assert 0 < kinds["openvino float32"]["error"] < 1e-4
+    assert {len(kind["times"]["decode 10"]) for kind in kinds.values()} == {2}
+    wrong = subprocess.run(
+        [*command, "--only", "magic"], capture_output=True, text=True, check=False
+    )
+    assert wrong.returncode == 1
+    assert "--only: magic is none of torch float32" in wrong.stderr
