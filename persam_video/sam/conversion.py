@@ -6,12 +6,14 @@ Heights, widths and numbers of objects are free in the files; ``compiled.py`` fi
 from __future__ import annotations
 
 import hashlib
+import inspect
 import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,22 +90,25 @@ def write_onnx(convertible: Convertible, path: Path) -> None:
         CheckpointError: The file cannot be written.
     """
     free = {name: dict(dims) for name, dims in convertible.inputs.items()}
+    # The newer exporter needs a package more and does not free the sizes; torch before 2.5 has no
+    # other than the older one.
+    has_both = "dynamo" in inspect.signature(torch.onnx.export).parameters
+    options: dict[str, Any] = {"dynamo": False} if has_both else {}
     try:
         with atomic_path(path) as temporary, warnings.catch_warnings(), torch.no_grad():
             # What depends on the input's size is held against torch at other sizes by the tests.
             warnings.filterwarnings("ignore", category=TracerWarning)
-            # The newer exporter needs a package more and does not free the sizes.
             warnings.filterwarnings("ignore", "You are using the legacy TorchScript")
             warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
             torch.onnx.export(
                 convertible.network,
                 convertible.example,
                 str(temporary),
-                dynamo=False,
                 opset_version=_OPSET,
                 input_names=list(convertible.inputs),
                 output_names=list(convertible.outputs),
                 dynamic_axes=free,
+                **options,
             )
     except OSError as error:
         raise CheckpointError(f"cannot be written: {error.strerror or error}", path=path) from error
