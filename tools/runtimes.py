@@ -14,6 +14,8 @@ that "auto" takes here. Errors are of the image embedding, relative to torch in 
 adds int8, calibrated on that source (some minutes; kept in OUT for the next run). J&F is of all
 objects of a clip as one, from its first annotation, over the first --frames frames.
 
+"frame" is encoding it and decoding one object, which the choice of ``--runtime auto`` rests on.
+
 OUT gets runtimes.json and runtimes.md.
 """
 
@@ -133,6 +135,7 @@ def measure(
     for number in range(rounds + 1):
         for name in list(found)[:: -1 if number % 2 else 1]:
             encoder, decoder = networks[name]
+            times = found[name].times
             tasks = {"encode": lambda: encoder.encode(image)}  # noqa: B023 (called at once)
             for count, batch in batches.items():
                 tasks[f"decode {count}"] = lambda batch=batch: decoder.decode(  # noqa: B023
@@ -142,9 +145,11 @@ def measure(
                 begin, used = time.perf_counter(), time.process_time()
                 run()
                 if number > 0:
-                    times = found[name].times
                     times.setdefault(task, []).append(1e3 * (time.perf_counter() - begin))
                     times.setdefault(f"{task} CPU", []).append(1e3 * (time.process_time() - used))
+            if number > 0:
+                parts = (times[task][-1] for task in ("encode", "decode 1"))
+                times.setdefault("frame", []).append(sum(parts))
 
 
 def score(
@@ -165,7 +170,7 @@ def score(
 
 def table(found: dict[str, Kind]) -> str:
     """Markdown; medians over the rounds."""
-    tasks = ["encode", "encode CPU", *(f"decode {count}" for count in OBJECTS)]
+    tasks = ["frame", "encode", "encode CPU", *(f"decode {count}" for count in OBJECTS)]
     clips = list(next(iter(found.values())).scores)
     head = ["runtime", *(f"{task}, ms (ratio)" for task in tasks), "error"]
     head += [*clips, "J&F"] if clips else []

@@ -14,15 +14,17 @@ from persam_video.sam.registry import DEFAULT_MODEL
 PRECISIONS = {"onnxruntime": ("float32",), "openvino": ("float32", "bfloat16")}
 """Runtime -> number formats that it computes in on a processor."""
 
-# The encoder's time as a share of torch's in the same number format: vit_t, a frame of 854 x 480,
-# two cores of an Intel Xeon with AMX, turns taken in one process:
-#     python tools/runtimes.py FRAME.jpg -o OUT
+# Time of a frame's encoding and the decoding of one object as a share of torch's, whose encoder is
+# in the same number format: vit_t, a frame of 854 x 480, two cores of an Intel Xeon with AMX that
+# were busy with other work too, turns taken in one process; medians of 15 rounds, commit d6c7f7f:
+#     python tools/runtimes.py FRAME.jpg -o OUT --rounds 15
 # Without AMX only the float32 rows count, since "auto" is bfloat16 with AMX only.
 _MEASURED = {
-    ("openvino", "bfloat16"): 0.70,
-    ("openvino", "float32"): 0.95,
-    ("onnxruntime", "float32"): 1.30,
+    ("openvino", "bfloat16"): 0.87,
+    ("openvino", "float32"): 0.94,
+    ("onnxruntime", "float32"): 1.17,
 }
+_WORTH_IT = 0.9  # nearer to torch than this, rounds of one run disagree on which is faster
 _MEASURED_ON = ("x86_64", "AMD64")
 
 
@@ -57,9 +59,9 @@ def _fastest(precision: str) -> str:
     shares = {
         runtime: share
         for (runtime, measured), share in _MEASURED.items()
-        if measured == precision and is_installed(runtime)
+        if measured == precision and share < _WORTH_IT and is_installed(runtime)
     }
-    return min({"torch": 1.0, **shares}.items(), key=lambda item: item[1])[0]
+    return min(shares, key=lambda runtime: shares[runtime], default="torch")
 
 
 def _check(runtime: str, device: torch.device, precision: str) -> None:
