@@ -305,6 +305,15 @@ def test_open_engine_of_a_damaged_file_names_it(runtime: str, tmp_path: Path) ->
         open_engine(runtime, path, "float32")
 
 
+def test_openvino_shape_that_the_network_does_not_take_is_an_error(
+    tiny: Convertible, tmp_path: Path
+) -> None:
+    write_onnx(tiny, tmp_path / "tiny.onnx")
+    engine = open_engine("openvino", tmp_path / "tiny.onnx", "float32")
+    with pytest.raises(CheckpointError, match=r"does not run at inputs of \(\(2, 5\),\)"):
+        CompiledNetwork(engine, 1)(torch.zeros(2, 5))
+
+
 def test_openvino_precision_that_the_processor_lacks_is_an_error(
     tiny: Convertible, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

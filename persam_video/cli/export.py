@@ -22,13 +22,14 @@ for --runtime openvino or onnxruntime in float32 or bfloat16: the cache has thos
 
 int8 measures the range of every activation on frames of your own (--calibrate) and rounds
 encoder weights and activations to 8 bits. It loses accuracy: hold it against float32 on clips
-with ground truth (tools/runtimes.py) before you use it.
+with ground truth (tools/runtimes.py) before you use it. For OpenVINO it runs at the size of
+those frames only, so a mask must start it, no click.
 
 examples:
   persam-video export --format openvino -o vit_t_openvino
   persam-video export --format onnx --precision float32 -o vit_t_onnx
   persam-video export --format openvino --precision int8 --calibrate clip.mp4 -o vit_t_int8
-  persam-video track clip.mp4 --points "640,360" --exported vit_t_int8 -o out"""
+  persam-video track clip.mp4 --mask first.png --exported vit_t_int8 -o out"""
 
 
 def add_command(

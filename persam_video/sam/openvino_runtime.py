@@ -26,6 +26,7 @@ class OpenVinoEngine:
 
     def __init__(self, file: Path, precision: str) -> None:
         self._core = openvino.Core()
+        self._file = file
         self._type = {"float32": openvino.Type.f32, "bfloat16": openvino.Type.bf16}[precision]
         self._precision = precision
         try:
@@ -38,15 +39,19 @@ class OpenVinoEngine:
         """See ``compiled.Engine``; takes as many threads as torch does.
 
         Raises:
+            CheckpointError: The network does not run at these shapes.
             ConfigError: The processor does not compute in this precision.
         """
         model = self._model.clone()
-        model.reshape(
-            {
-                port: openvino.PartialShape(list(shape))
-                for port, shape in zip(model.inputs, shapes, strict=True)
-            }
-        )
+        sizes = zip(model.inputs, shapes, strict=True)
+        try:
+            model.reshape({port: openvino.PartialShape(list(shape)) for port, shape in sizes})
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"the network does not run at inputs of {shapes}: one of 8 bits runs at the size "
+                "of the frames that it was calibrated on only",
+                path=self._file,
+            ) from error
         compiled = self._core.compile_model(
             model,
             "CPU",
