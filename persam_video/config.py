@@ -159,7 +159,7 @@ class TrackConfig(_Checked):
     logit_limit: float = setting(4.0, "track: limit of the prior's logits", low=0.5)
     sam_logit_limit: float = setting(8.0, "track: limit of the SAM decoder's logits", low=0.5)
     agreement_low: float = setting(
-        0.5, "track: soft IoU of SAM and the prior at which SAM gets no say", low=0.0, high=1.0
+        0.55, "track: soft IoU of SAM and the prior at which SAM gets no say", low=0.0, high=1.0
     )
     agreement_slope: float = setting(
         2.0, "track: SAM's share gained per unit of soft IoU above that", low=0.0, high=10.0

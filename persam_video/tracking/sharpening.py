@@ -15,12 +15,20 @@ _BELIEF = 0.3
 
 
 def sharpened(
-    prior: Tensor, embedding: Embedding, decoder: SamDecoder, config: TrackConfig
+    prior: Tensor,
+    moved: Tensor,
+    embedding: Embedding,
+    decoder: SamDecoder,
+    config: TrackConfig,
 ) -> Tensor:
     """Blend the prior of N objects with the masks that SAM makes of it.
 
+    SAM's idea of a whole object can leave out what has folded or turned. So where the prior sees
+    the object and the background says that something has come, SAM takes nothing away.
+
     Args:
         prior: (N, 4h, 4w) float32 logits over the padded square.
+        moved: (N, 4h, 4w) float32 logits, from what has changed; from 1 on it counts in full.
         embedding: Of the picture.
         decoder: SAM's decoder.
         config: ``sam_logit_limit`` and the two of the agreement are used.
@@ -35,7 +43,10 @@ def sharpened(
     rows, columns = (4 * cells for cells in cells_of_picture(embedding))
     refined, share = _best_candidate(prior, candidates, (slice(rows), slice(columns)), config)
     limit = config.sam_logit_limit
-    return torch.lerp(prior, refined.clamp(-limit, limit), share[:, None, None])
+    refined = refined.clamp(-limit, limit)
+    spared = torch.lerp(refined, prior, moved.clamp(0, 1))
+    refined = torch.where((prior > 0) & (refined < 0), spared, refined)
+    return torch.lerp(prior, refined, share[:, None, None])
 
 
 def _best_candidate(
