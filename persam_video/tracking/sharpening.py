@@ -6,12 +6,16 @@ import torch
 from torch import Tensor
 
 from persam_video.config import TrackConfig
+from persam_video.geometry import Window
 from persam_video.personalize.cascade import boxes_of_logits
 from persam_video.sam.decoder import PromptBatch, SamDecoder, cells_of_picture
 from persam_video.types import Candidates, Embedding
 
 _BELIEF = 0.3
 """Weight of SAM's predicted IoU against the agreement with the prior."""
+_MARGIN = 8
+"""Cells of the embedding around the prior's box that SAM's decoder sees; with more of them the
+masks are the same, with 4 thin parts are lost (docs/method.md)."""
 
 
 def sharpened(
@@ -37,9 +41,8 @@ def sharpened(
         (N, 4h, 4w) float32 logits.
     """
     boxes = boxes_of_logits(prior, embedding)
-    candidates = decoder.decode(
-        embedding, PromptBatch(boxes_xyxy=boxes, mask_logits=prior[:, None])
-    )
+    prompts = PromptBatch(boxes_xyxy=boxes, mask_logits=prior[:, None])
+    candidates = decoder.decode(embedding, prompts, windows=_windows_around(boxes, embedding))
     rows, columns = (4 * cells for cells in cells_of_picture(embedding))
     refined, share = _best_candidate(prior, candidates, (slice(rows), slice(columns)), config)
     limit = config.sam_logit_limit
@@ -47,6 +50,23 @@ def sharpened(
     spared = torch.lerp(refined, prior, moved.clamp(0, 1))
     refined = torch.where((prior > 0) & (refined < 0), spared, refined)
     return torch.lerp(prior, refined, share[:, None, None])
+
+
+def _windows_around(boxes_xyxy: Tensor, embedding: Embedding) -> list[Window]:
+    """(N, 4) boxes in input pixels -> N windows around them in the embedding's cells.
+
+    All have the size of the largest, and lie inside the picture.
+    """
+    stride = embedding.input_size // max(embedding.neck.shape[2:])
+    rows, columns = cells_of_picture(embedding)
+    spans = []
+    for low, high, length in ((0, 2, columns), (1, 3, rows)):
+        starts = [max(0, int(v) // stride - _MARGIN) for v in boxes_xyxy[:, low].tolist()]
+        ends = [min(length, int(v) // stride + 1 + _MARGIN) for v in boxes_xyxy[:, high].tolist()]
+        longest = max(end - start for start, end in zip(starts, ends, strict=True))
+        spans.append(([min(start, length - longest) for start in starts], longest))
+    (lefts, width), (tops, height) = spans
+    return [Window(*corner, width, height) for corner in zip(lefts, tops, strict=True)]
 
 
 def _best_candidate(
