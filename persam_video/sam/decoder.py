@@ -22,7 +22,7 @@ from persam_video.geometry import Window
 from persam_video.types import Candidates, Embedding
 
 _EMPTY = -8.0
-"""Logit of what lies outside an object's window; lower where SAM's own are lower."""
+"""Logit of what lies outside an object's window."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,8 +277,7 @@ def _cut(maps: Tensor, windows: Sequence[Window]) -> Tensor:
 def _in_picture(logits: Tensor, windows: Sequence[Window], cells: tuple[int, int]) -> Tensor:
     """(N, M, 4h, 4w) logits of N windows -> (N, M, 4H, 4W) over the picture's (H, W) cells."""
     rows, columns = cells
-    empty = logits.amin().clamp_max(_EMPTY)
-    picture = empty.repeat(*logits.shape[:2], 4 * rows, 4 * columns)
+    picture = logits.new_full((*logits.shape[:2], 4 * rows, 4 * columns), _EMPTY)
     for inside, part, window in zip(picture, logits, windows, strict=True):
         inside[(..., *window.scaled(4).slices)] = part
     return picture
