@@ -46,6 +46,11 @@ class PromptBatch:
         prompts = (self.points_xy, self.boxes_xyxy, self.mask_logits)
         return next((len(prompt) for prompt in prompts if prompt is not None), 0)
 
+    def of(self, places: list[int]) -> PromptBatch:
+        """The prompts of some of the objects."""
+        fields = (self.points_xy, self.point_labels, self.boxes_xyxy, self.mask_logits)
+        return PromptBatch(*(None if field is None else field[places] for field in fields))
+
 
 @dataclass(frozen=True, slots=True)
 class Guidance:
@@ -109,7 +114,7 @@ class SamDecoder:
             guidance: PerSAM's interventions.
             windows: N windows of one size in cells of ``embedding.neck``, inside the picture. Each
                 object is decoded in its window alone and is nowhere else; the time goes with the
-                window's area. None = everywhere.
+                window's area. None = everywhere. See ``decode_in_windows`` for other sizes.
 
         Returns:
             Candidates with M = 4: the mask of the single-mask token, then the three of the
@@ -142,6 +147,24 @@ class SamDecoder:
             logits = _in_picture(logits, windows, (rows, columns))
         if not embedding.padding:
             logits = to_square(logits, embedding.input_size // 4)
+        return Candidates(logits, predicted_iou)
+
+    def decode_in_windows(
+        self, embedding: Embedding, prompts: PromptBatch, windows: Sequence[Window]
+    ) -> Candidates:
+        """``decode`` with windows of several sizes: one batched call for each of the sizes."""
+        places: dict[tuple[int, int], list[int]] = {}
+        for i, window in enumerate(windows):
+            places.setdefault((window.width, window.height), []).append(i)
+        parts = [
+            self.decode(embedding, prompts.of(some), windows=[windows[i] for i in some])
+            for some in places.values()
+        ]
+        order = torch.tensor([i for some in places.values() for i in some]).argsort()
+        logits, predicted_iou = (
+            torch.cat(values)[order.to(self.device)]
+            for values in zip(*((p.logits, p.predicted_iou) for p in parts), strict=True)
+        )
         return Candidates(logits, predicted_iou)
 
     def _prompt_tokens(

@@ -16,6 +16,8 @@ _BELIEF = 0.3
 _MARGIN = 8
 """Cells of the embedding around the prior's box that SAM's decoder sees; with more of them the
 masks are the same, with 4 thin parts are lost (docs/method.md)."""
+_STEP = 8
+"""Sizes of windows are multiples of this, so that objects of about one size are one batch."""
 
 
 def sharpened(
@@ -42,7 +44,8 @@ def sharpened(
     """
     boxes = boxes_of_logits(prior, embedding)
     prompts = PromptBatch(boxes_xyxy=boxes, mask_logits=prior[:, None])
-    candidates = decoder.decode(embedding, prompts, windows=_windows_around(boxes, embedding))
+    windows = _windows_around(boxes, embedding)
+    candidates = decoder.decode_in_windows(embedding, prompts, windows)
     rows, columns = (4 * cells for cells in cells_of_picture(embedding))
     refined, share = _best_candidate(prior, candidates, (slice(rows), slice(columns)), config)
     limit = config.sam_logit_limit
@@ -53,20 +56,20 @@ def sharpened(
 
 
 def _windows_around(boxes_xyxy: Tensor, embedding: Embedding) -> list[Window]:
-    """(N, 4) boxes in input pixels -> N windows around them in the embedding's cells.
-
-    All have the size of the largest, and lie inside the picture.
-    """
+    """(N, 4) boxes in input pixels -> N windows around them, in cells, inside the picture."""
     stride = embedding.input_size // max(embedding.neck.shape[2:])
-    rows, columns = cells_of_picture(embedding)
-    spans = []
-    for low, high, length in ((0, 2, columns), (1, 3, rows)):
-        starts = [max(0, int(v) // stride - _MARGIN) for v in boxes_xyxy[:, low].tolist()]
-        ends = [min(length, int(v) // stride + 1 + _MARGIN) for v in boxes_xyxy[:, high].tolist()]
-        longest = max(end - start for start, end in zip(starts, ends, strict=True))
-        spans.append(([min(start, length - longest) for start in starts], longest))
-    (lefts, width), (tops, height) = spans
-    return [Window(*corner, width, height) for corner in zip(lefts, tops, strict=True)]
+    limits = cells_of_picture(embedding)[::-1]
+    windows = []
+    for box in boxes_xyxy.tolist():
+        starts, lengths = [], []
+        for low, high, limit in zip(box[:2], box[2:], limits, strict=True):
+            wanted = int(high) // stride - int(low) // stride + 1 + 2 * _MARGIN
+            length = min(limit, -(-wanted // _STEP) * _STEP)
+            start = (int(low) // stride + int(high) // stride + 1 - length) // 2
+            starts.append(max(0, min(start, limit - length)))
+            lengths.append(length)
+        windows.append(Window(*starts, *lengths))
+    return windows
 
 
 def _best_candidate(
