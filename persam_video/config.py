@@ -89,14 +89,14 @@ class EncoderConfig(_Checked):
     device: str = setting("auto", "where the network runs", choices=("auto", "cpu", "cuda", "mps"))
     dtype: str = setting(
         "auto",
-        "number format of the image encoder, with runtime openvino of the mask decoder too; auto = "
-        "bfloat16 on CUDA and on CPUs with AMX, float32 elsewhere",
+        "number format of the image encoder; auto = bfloat16 on CUDA and on CPUs with AMX, "
+        "float32 elsewhere",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     runtime: str = setting(
         "auto",
-        "what runs the network on a CPU; auto = the fastest that is installed by a measured table, "
-        "torch on any other device",
+        "what runs the image encoder on a CPU; auto = the fastest that is installed by a measured "
+        "table, torch on any other device",
         choices=("auto", "torch", "onnxruntime", "openvino"),
     )
     exported: str | None = setting(
@@ -168,7 +168,7 @@ class TrackConfig(_Checked):
     logit_limit: float = setting(4.0, "track: limit of the prior's logits", low=0.5)
     sam_logit_limit: float = setting(8.0, "track: limit of the SAM decoder's logits", low=0.5)
     agreement_low: float = setting(
-        0.5, "track: soft IoU of SAM and the prior at which SAM gets no say", low=0.0, high=1.0
+        0.55, "track: soft IoU of SAM and the prior at which SAM gets no say", low=0.0, high=1.0
     )
     agreement_slope: float = setting(
         2.0, "track: SAM's share gained per unit of soft IoU above that", low=0.0, high=10.0

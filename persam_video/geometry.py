@@ -36,6 +36,12 @@ class Window:
             slice(self.left, self.left + self.width),
         )
 
+    def scaled(self, factor: int) -> Window:
+        """The same rectangle in a picture so many times as large."""
+        return Window(
+            factor * self.left, factor * self.top, factor * self.width, factor * self.height
+        )
+
     def cut(self, image_rgb: UInt8Array) -> UInt8Array:
         """(H, W, 3) -> (height, width, 3), contiguous."""
         return np.ascontiguousarray(image_rgb[self.slices])

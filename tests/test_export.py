@@ -1,4 +1,4 @@
-"""Exported networks: files and manifest, round trips through every format, refusals."""
+"""Exported backbone: files and manifest, round trips through every format, refusals."""
 
 from __future__ import annotations
 
@@ -11,83 +11,70 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 
 from persam_video.cli.main import main
 from persam_video.config import EncoderConfig
 from persam_video.errors import CheckpointError, ConfigError
 from persam_video.sam import export as export_module
 from persam_video.sam import models
-from persam_video.sam.compiled_sam import compile_sam
-from persam_video.sam.decoder import MaskNetwork, SamDecoder
+from persam_video.sam.compilation import compile_backbone
 from persam_video.sam.export import MANIFEST, read_export, with_export, write_export
 from persam_video.sam.models import load_sam
 from persam_video.sam.tiny_vit import TinyViT
 
 CONFIG = EncoderConfig(device="cpu", dtype="float32", runtime="torch", input_size=256)
 
-Networks = tuple[TinyViT, MaskNetwork]
-
 
 @pytest.fixture(scope="module")
-def networks() -> Networks:
-    """Encoder and decoder of random weights."""
+def backbone() -> TinyViT:
+    """Of random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        prompts = PromptEncoder(256, (16, 16), (256, 256), 16).requires_grad_(False)
-        masks = MaskDecoder(transformer_dim=256, transformer=TwoWayTransformer(2, 256, 8, 2048))
-        network = SamDecoder(prompts, masks.requires_grad_(False)).network
-        return TinyViT().requires_grad_(False).eval(), network
+        return TinyViT().requires_grad_(False).eval()
 
 
-def write(folder: Path, networks: Networks, *how: str, **options: Any) -> export_module.Export:
-    return write_export(folder, CONFIG, networks, *how, weights_source="a test", **options)
+def write(folder: Path, backbone: TinyViT, *how: str, **options: Any) -> export_module.Export:
+    return write_export(folder, CONFIG, backbone, *how, weights_source="a test", **options)
 
 
 @pytest.fixture(scope="module")
-def folder(networks: Networks, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(backbone: TinyViT, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An export for OpenVINO in float32."""
     made = tmp_path_factory.mktemp("exports") / "made"
-    write(made, networks, "openvino", "float32")
+    write(made, backbone, "openvino", "float32")
     return made
 
 
-def assert_export_equals_torch(folder: Path, networks: Networks) -> None:
-    encoder, decoder = compile_sam(
-        *networks, read_export(folder).runtime, torch.float32, str(folder)
-    )
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, 3, 112, 160, generator=generator)
-    torch.testing.assert_close(encoder(x)[0], networks[0](x)[0], rtol=1e-3, atol=1e-3)
-    tokens = torch.randn(2, 7, 256, generator=generator)
-    source = torch.randn(2, 256, 7, 10, generator=generator)
-    for got, expected in zip(decoder(tokens, source), networks[1](tokens, source), strict=True):
-        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
+def assert_export_equals_torch(folder: Path, backbone: TinyViT) -> None:
+    runtime = read_export(folder).runtime
+    compiled = compile_backbone(backbone, runtime, torch.float32, str(folder))
+    x = torch.randn(1, 3, 112, 160, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(compiled(x)[0], backbone(x)[0], rtol=1e-3, atol=1e-3)
 
 
-def test_export_openvino_round_trip_equals_torch(folder: Path, networks: Networks) -> None:
+def test_export_openvino_round_trip_equals_torch(folder: Path, backbone: TinyViT) -> None:
     names = {path.name for path in folder.iterdir()}
-    assert names == {"encoder.xml", "encoder.bin", "decoder.xml", "decoder.bin", MANIFEST}
+    assert names == {"encoder.xml", "encoder.bin", MANIFEST}
     assert [path.name for path in folder.parent.iterdir()] == ["made"]
-    assert_export_equals_torch(folder, networks)
+    assert_export_equals_torch(folder, backbone)
 
 
 @pytest.mark.slow
-def test_export_onnx_round_trip_equals_torch(networks: Networks, tmp_path: Path) -> None:
-    written = write(tmp_path / "made", networks, "onnx", "float32")
+def test_export_onnx_round_trip_equals_torch(backbone: TinyViT, tmp_path: Path) -> None:
+    written = write(tmp_path / "made", backbone, "onnx", "float32")
     assert read_export(tmp_path / "made") == written
-    assert written.encoder_inputs == {"image": [1, 3, "height", "width"]}
+    assert written.input_shape == [1, 3, "height", "width"]
     names = {path.name for path in (tmp_path / "made").iterdir()}
-    assert names == {"encoder.onnx", "decoder.onnx", MANIFEST}
-    assert_export_equals_torch(tmp_path / "made", networks)
+    assert names == {"encoder.onnx", MANIFEST}
+    assert_export_equals_torch(tmp_path / "made", backbone)
 
 
-def test_export_of_other_weights_is_refused(folder: Path, networks: Networks) -> None:
+def test_export_of_other_weights_is_refused(folder: Path, backbone: TinyViT) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         other = TinyViT().requires_grad_(False).eval()
     with pytest.raises(CheckpointError, match="exported from other weights \\(a test\\)"):
-        compile_sam(other, networks[1], "openvino", torch.float32, str(folder))
+        compile_backbone(other, "openvino", torch.float32, str(folder))
 
 
 def test_resolve_export_decides_runtime_and_number_format(folder: Path) -> None:
@@ -144,7 +131,7 @@ def test_read_export_of_a_bad_folder_tells_what_is_wrong(
 
 
 def test_write_export_that_fails_leaves_nothing(
-    networks: Networks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backbone: TinyViT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(part: object, folder: Path, *rest: object) -> None:
         (folder / "encoder.onnx").write_bytes(b"half")
@@ -152,7 +139,7 @@ def test_write_export_that_fails_leaves_nothing(
 
     monkeypatch.setattr(export_module, "_write", full)
     with pytest.raises(CheckpointError, match="cannot be written: No space left on device"):
-        write(tmp_path / "made", networks, "onnx", "float32")
+        write(tmp_path / "made", backbone, "onnx", "float32")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -185,16 +172,16 @@ def test_export_command_wrong_input_is_one_clear_line(
 
 
 def test_write_export_int8_without_its_package_names_the_extra(
-    networks: Networks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backbone: TinyViT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from persam_video.sam import runtimes
 
     monkeypatch.setattr(runtimes, "is_installed", lambda package: package != "nncf")
     with pytest.raises(ConfigError, match=r'nncf is not installed; pip install "persam-video\[exp'):
-        write(tmp_path / "made", networks, "openvino", "int8")
+        write(tmp_path / "made", backbone, "openvino", "int8")
     monkeypatch.undo()
     with pytest.raises(ConfigError, match="int8 needs frames to be calibrated on, got none"):
-        write(tmp_path / "made", networks, "onnx", "int8")
+        write(tmp_path / "made", backbone, "onnx", "int8")
 
 
 @pytest.mark.slow

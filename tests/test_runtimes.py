@@ -1,9 +1,8 @@
-"""Every runtime of the network against torch, at every batch size used, and the choice of one."""
+"""Every runtime of the image encoder against torch, and the choice of one."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,30 +14,21 @@ import pytest
 import torch
 from PIL import Image
 from segment_anything.build_sam import _build_sam
-from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 from torch import Tensor, nn
 
 from persam_video.config import EncoderConfig
 from persam_video.errors import CheckpointError, ConfigError
 from persam_video.sam import compiled, models, runtimes
-from persam_video.sam.compiled import CompiledBackbone, CompiledMaskNetwork, CompiledNetwork
-from persam_video.sam.compiled_sam import compile_sam, open_engine
-from persam_video.sam.conversion import (
-    Convertible,
-    converted,
-    convertible_decoder,
-    convertible_encoder,
-    identity,
-    write_onnx,
-)
-from persam_video.sam.decoder import Guidance, MaskNetwork, PromptBatch, SamDecoder
+from persam_video.sam.compilation import compile_backbone, open_engine
+from persam_video.sam.compiled import CompiledBackbone
+from persam_video.sam.conversion import converted, identity, write_onnx
+from persam_video.sam.decoder import PromptBatch
 from persam_video.sam.image_encoder import SamImageEncoder, VitBackbone
 from persam_video.sam.models import load_sam
 from persam_video.sam.tiny_vit import TinyViT
-from persam_video.types import Embedding, UInt8Array
+from persam_video.types import UInt8Array
 
 CPU = torch.device("cpu")
-GRID = 16
 KINDS = [("openvino", "float32"), ("openvino", "bfloat16"), ("onnxruntime", "float32")]
 TOLERANCE = {"float32": 2e-5, "bfloat16": 0.03}
 
@@ -76,42 +66,24 @@ def backbone() -> TinyViT:
     return network
 
 
-@pytest.fixture(scope="module")
-def sam_decoder() -> SamDecoder:
-    """SAM's own decoder of random weights on a grid of 16 x 16 cells."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        prompts = PromptEncoder(256, (GRID, GRID), (16 * GRID, 16 * GRID), 16)
-        masks = MaskDecoder(transformer_dim=256, transformer=TwoWayTransformer(2, 256, 8, 2048))
-        for name, parameter in masks.named_parameters():
-            if "mask_tokens" in name:
-                nn.init.normal_(parameter)
-    return SamDecoder(prompts.requires_grad_(False), masks.requires_grad_(False))
+Engines = Callable[[str, str], CompiledBackbone]
 
 
 @pytest.fixture(scope="module")
-def engines(
-    backbone: TinyViT, sam_decoder: SamDecoder, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str, str], tuple[CompiledBackbone, CompiledMaskNetwork]]:
-    """Encoder and mask network in a runtime, each compiled shape kept for all tests."""
-    folder, made = tmp_path_factory.mktemp("engines"), {}
-    files = []
-    for part in (convertible_encoder(backbone), convertible_decoder(sam_decoder.network)):
-        files.append(folder / f"{part.name}.onnx")
-        write_onnx(part, files[-1])
+def engines(backbone: TinyViT, tmp_path_factory: pytest.TempPathFactory) -> Engines:
+    """The encoder in a runtime, each compiled shape kept for all tests."""
+    file = tmp_path_factory.mktemp("engines") / "encoder.onnx"
+    write_onnx(backbone, file)
+    made: dict[tuple[str, str], CompiledBackbone] = {}
 
-    def get(runtime: str, precision: str) -> tuple[CompiledBackbone, CompiledMaskNetwork]:
+    def get(runtime: str, precision: str) -> CompiledBackbone:
         needs_bfloat16(precision)
         key = runtime, precision
         if key not in made:
-            encoder, decoder = (open_engine(runtime, file, precision) for file in files)
-            made[key] = CompiledBackbone(encoder, "test"), CompiledMaskNetwork(decoder)
+            made[key] = CompiledBackbone(open_engine(runtime, file, precision), "test")
         return made[key]
 
     return get
-
-
-Engines = Callable[[str, str], tuple[CompiledBackbone, CompiledMaskNetwork]]
 
 
 # The encoder
@@ -121,7 +93,7 @@ Engines = Callable[[str, str], tuple[CompiledBackbone, CompiledMaskNetwork]]
 def test_encoder_at_changing_sizes_equals_torch(
     runtime: str, precision: str, engines: Engines, backbone: TinyViT
 ) -> None:
-    network, _ = engines(runtime, precision)
+    network = engines(runtime, precision)
     generator = torch.Generator().manual_seed(0)
     sizes = [(144, 256), (256, 112), (144, 256)]
     for height, width in sizes:
@@ -137,7 +109,7 @@ def test_encoder_at_changing_sizes_equals_torch(
 
 @pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
 def test_encoder_outputs_outlive_the_next_call(runtime: str, engines: Engines) -> None:
-    network, _ = engines(runtime, "float32")
+    network = engines(runtime, "float32")
     generator = torch.Generator().manual_seed(0)
     one, other = torch.randn(2, 1, 3, 144, 256, generator=generator)
     neck, stages = network(one)
@@ -149,7 +121,7 @@ def test_encoder_outputs_outlive_the_next_call(runtime: str, engines: Engines) -
 
 @pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
 def test_encoder_called_from_two_threads_mixes_nothing_up(runtime: str, engines: Engines) -> None:
-    network, _ = engines(runtime, "float32")
+    network = engines(runtime, "float32")
     generator = torch.Generator().manual_seed(0)
     pictures = [torch.randn(1, 3, 144, 256 - 144 * (i % 2), generator=generator) for i in range(12)]
     alone = [network(x)[0] for x in pictures]
@@ -171,7 +143,7 @@ def test_encoder_of_a_cut_down_vit_equals_torch(
             if "pos" in name:
                 nn.init.normal_(parameter, std=0.1)
     network = VitBackbone(vit).eval()
-    write_onnx(convertible_encoder(network), tmp_path / "vit.onnx")
+    write_onnx(network, tmp_path / "vit.onnx")
     engine = open_engine(runtime, tmp_path / "vit.onnx", precision)
     x = torch.randn(1, 3, 1024, 1024, generator=torch.Generator().manual_seed(0))
 
@@ -182,69 +154,6 @@ def test_encoder_of_a_cut_down_vit_equals_torch(
         assert relative_error(got, expected) < TOLERANCE[precision]
 
 
-# The decoder
-
-
-def embedding_of(rows: int, columns: int) -> Embedding:
-    neck = torch.randn(1, 256, GRID, GRID, generator=torch.Generator().manual_seed(2))
-    side = 16 * GRID
-    return Embedding(
-        neck, (), (16 * rows, 16 * columns), (16 * rows, 16 * columns), side, padding=False
-    )
-
-
-def boxes_and_masks(count: int, seed: int) -> PromptBatch:
-    generator = torch.Generator().manual_seed(seed)
-    corners = 200 * torch.rand(count, 2, generator=generator)
-    return PromptBatch(
-        boxes_xyxy=torch.cat([corners, corners + 50], dim=1),
-        mask_logits=3 * torch.randn(count, 1, 4 * GRID, 4 * GRID, generator=generator),
-    )
-
-
-@pytest.mark.parametrize(("runtime", "precision"), KINDS)
-def test_decoder_while_the_number_of_objects_changes_equals_torch(
-    runtime: str, precision: str, engines: Engines, sam_decoder: SamDecoder
-) -> None:
-    """A batch that changed from 1 to 4 gave wrong logits without an error once."""
-    other = SamDecoder(sam_decoder.prompt_encoder, sam_decoder.mask_decoder)
-    other.compiled = engines(runtime, precision)[1]
-    counts = (1, 4, 2, 10, 1, 4, 2, 10)
-    for seed, (count, rows) in enumerate(zip(counts, (9,) * 7 + (GRID,), strict=True)):
-        embedding, prompts = embedding_of(rows, GRID), boxes_and_masks(count, seed)
-        expected = sam_decoder.decode(embedding, prompts)
-        got = other.decode(embedding, prompts)
-        assert got.logits.shape == (count, 4, 4 * GRID, 4 * GRID)
-        picture = slice(4 * rows)  # below is the padding, which is no object
-        for i in range(count):
-            error = relative_error(got.logits[i, :, picture], expected.logits[i, :, picture])
-            assert error < TOLERANCE[precision], (count, rows, i)
-        error = relative_error(got.predicted_iou, expected.predicted_iou)
-        assert error < TOLERANCE[precision], (count, rows)
-
-
-def test_decoder_other_prompts_and_guidance_stay_on_torch(sam_decoder: SamDecoder) -> None:
-    def unused(tokens: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
-        raise AssertionError("it knows nothing of guidance or points")
-
-    other = SamDecoder(sam_decoder.prompt_encoder, sam_decoder.mask_decoder)
-    other.compiled = unused  # type: ignore[assignment]
-    embedding, boxes = embedding_of(9, GRID), boxes_and_masks(1, 0)
-    points = torch.tensor([[[40.0, 50.0]]]), torch.tensor([[1]])
-    for prompts, guidance in (
-        (PromptBatch(*points), Guidance()),
-        (PromptBatch(*points, boxes.boxes_xyxy), Guidance()),
-        (PromptBatch(mask_logits=boxes.mask_logits), Guidance()),
-        (boxes, Guidance(target_embedding=torch.ones(1, 256))),
-        (boxes, Guidance(attention_prior=torch.rand(1, GRID * GRID))),
-    ):
-        got = other.decode(embedding, prompts, guidance)
-        expected = sam_decoder.decode(embedding, prompts, guidance)
-        assert torch.equal(got.logits, expected.logits)
-    with pytest.raises(AssertionError, match="knows nothing"):
-        other.decode(embedding, boxes)
-
-
 # Compiled shapes
 
 
@@ -252,49 +161,74 @@ class CountingEngine:
     """Notes the shapes that it is compiled for."""
 
     def __init__(self) -> None:
-        self.compiled: list[tuple[tuple[int, ...], ...]] = []
+        self.compiled: list[tuple[int, ...]] = []
 
-    def compile(self, shapes: tuple[tuple[int, ...], ...]) -> compiled.Run:
-        self.compiled.append(shapes)
-        return lambda arrays: [array + len(self.compiled) for array in arrays]
+    def compile(self, shape: tuple[int, ...]) -> compiled.Run:
+        self.compiled.append(shape)
+        return lambda array: [array + sum(shape)]
 
 
-def test_compiled_network_keeps_the_latest_shapes_only() -> None:
+def test_compiled_backbone_keeps_the_latest_shapes_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "_SHAPES_KEPT", 2)
     engine = CountingEngine()
-    network = CompiledNetwork(engine, kept=2)
+    network = CompiledBackbone(engine, "test")
     for length in (1, 2, 1, 3, 1, 2):
-        assert network(torch.zeros(length))[0].shape == (length,)
-    assert [shapes[0][0] for shapes in engine.compiled] == [1, 2, 3, 2]
+        neck, stages = network(torch.ones(length))
+        assert neck.tolist() == [1 + length] * length and stages == ()
+    assert engine.compiled == [(1,), (2,), (3,), (2,)]
 
 
 # Files
 
 
+class Patches(nn.Module):
+    """A backbone that converts at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2, 16, 16).requires_grad_(False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        neck = self.conv(x)
+        return neck, (neck + 1, neck + 2)
+
+
 @pytest.fixture
-def tiny() -> Convertible:
-    network = nn.Linear(3, 2).requires_grad_(False)
-    return Convertible("tiny", network, (torch.zeros(4, 3),), {"x": {0: "rows"}}, ("y",))
+def patches() -> Patches:
+    return Patches()
 
 
-def test_converted_is_made_once_and_again_for_other_weights(tiny: Convertible, cache: Path) -> None:
-    path = converted(tiny)
-    assert path == cache / f"tiny-{identity(tiny)[:16]}.onnx"
+def test_converted_is_made_once_and_again_for_other_weights(patches: Patches, cache: Path) -> None:
+    path = converted(patches)
+    assert path == cache / f"encoder-{identity(patches)[:16]}.onnx"
     made = path.stat().st_mtime_ns
-    assert converted(tiny) == path
+    assert converted(patches) == path
     assert path.stat().st_mtime_ns == made
-    tiny.network.weight[0, 0] += 1
-    other = converted(tiny)
+    patches.conv.weight[0, 0] += 1
+    other = converted(patches)
     assert other != path and other.exists() and path.exists()
     assert not list(cache.glob("*.partial*"))
 
 
 def test_converted_cache_that_cannot_be_written_is_told(
-    tiny: Convertible, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    patches: Patches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("PERSAM_CACHE", str(tmp_path / "file/cache"))
     with pytest.raises(CheckpointError, match="PERSAM_CACHE chooses another"):
-        converted(tiny)
+        converted(patches)
+
+
+def test_identity_differs_with_the_weights_and_the_precision(patches: Patches, cache: Path) -> None:
+    before = set(cache.glob("encoder-*.onnx"))
+    names = [
+        compile_backbone(patches, runtime, getattr(torch, precision)).identity
+        for runtime, precision in KINDS
+    ]
+    assert len(set(cache.glob("encoder-*.onnx")) - before) == 1
+    patches.conv.weight[0, 0] += 1
+    names.append(compile_backbone(patches, "openvino", torch.float32).identity)
+    assert len(set(names)) == len(KINDS) + 1
 
 
 @pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
@@ -306,25 +240,25 @@ def test_open_engine_of_a_damaged_file_names_it(runtime: str, tmp_path: Path) ->
 
 
 def test_openvino_shape_that_the_network_does_not_take_is_an_error(
-    tiny: Convertible, tmp_path: Path
+    patches: Patches, tmp_path: Path
 ) -> None:
-    write_onnx(tiny, tmp_path / "tiny.onnx")
-    engine = open_engine("openvino", tmp_path / "tiny.onnx", "float32")
-    with pytest.raises(CheckpointError, match=r"does not run at inputs of \(\(2, 5\),\)"):
-        CompiledNetwork(engine, 1)(torch.zeros(2, 5))
+    write_onnx(patches, tmp_path / "patches.onnx")
+    engine = open_engine("openvino", tmp_path / "patches.onnx", "float32")
+    with pytest.raises(CheckpointError, match=r"does not run at an input of \(1, 5, 32, 32\)"):
+        CompiledBackbone(engine, "test")(torch.zeros(1, 5, 32, 32))
 
 
 def test_openvino_precision_that_the_processor_lacks_is_an_error(
-    tiny: Convertible, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    patches: Patches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would compute in float32 and say nothing."""
     from openvino import CompiledModel, Type
 
-    write_onnx(tiny, tmp_path / "tiny.onnx")
-    engine = open_engine("openvino", tmp_path / "tiny.onnx", "bfloat16")
+    write_onnx(patches, tmp_path / "patches.onnx")
+    engine = open_engine("openvino", tmp_path / "patches.onnx", "bfloat16")
     monkeypatch.setattr(CompiledModel, "get_property", lambda self, name: Type.f32)
     with pytest.raises(ConfigError, match="does not compute in bfloat16 on this processor"):
-        CompiledNetwork(engine, 1)(torch.zeros(2, 3))
+        CompiledBackbone(engine, "test")(torch.zeros(1, 3, 32, 32))
 
 
 # The choice
@@ -449,18 +383,6 @@ def test_load_sam_in_each_runtime_gives_the_masks_of_torch(
     assert intersection / union > (0.999 if precision == "float32" else 0.98)
 
 
-def test_identity_differs_with_the_weights_and_the_precision(
-    backbone: TinyViT, sam_decoder: SamDecoder
-) -> None:
-    network: MaskNetwork = sam_decoder.network
-    names = [
-        compile_sam(backbone, network, runtime, getattr(torch, precision))[0].identity
-        for runtime, precision in KINDS
-    ]
-    assert len(set(names)) == len(KINDS)
-    assert len(list(Path(os.environ["PERSAM_CACHE"]).glob("encoder-*.onnx"))) == 1
-
-
 # The tool
 
 
@@ -483,7 +405,7 @@ def test_runtimes_tool_writes_a_table_with_ratios_to_torch(
     kinds = json.loads((tmp_path / "out/runtimes.json").read_text())["kinds"]
     assert kinds["torch float32"]["error"] == 0
     assert 0 < kinds["openvino float32"]["error"] < 1e-4
-    assert {len(kind["times"]["decode 10"]) for kind in kinds.values()} == {2}
+    assert {len(kind["wall_ms"]) for kind in kinds.values()} == {2}
     wrong = subprocess.run(
         [*command, "--only", "magic"], capture_output=True, text=True, check=False
     )

@@ -1,4 +1,4 @@
-r"""The runtimes and number formats of the network against torch: time, error, and J&F.
+r"""The runtimes and number formats of the image encoder against torch: time, error, and J&F.
 
     python tools/runtimes.py FRAME.jpg -o OUT
     python tools/runtimes.py FRAME.jpg -o OUT --calibrate CLIP
@@ -7,14 +7,12 @@ r"""The runtimes and number formats of the network against torch: time, error, a
 
 One process; all take turns on the same frame round by round, so that a busy machine slows all of
 them alike: believe the ratios of one run, not times of two. CPU is the time that all threads spent
-on processors, which other processes disturb less. Times are medians of ``encode`` of a
-whole frame (resizing too) and of ``decode`` with boxes and masks of 1, 4 and 10 objects. A ratio is
-the median of the rounds' ratios to torch in the same number format, for int8 to torch in the format
-that "auto" takes here. Errors are of the image embedding, relative to torch in float32. --calibrate
-adds int8, calibrated on that source (some minutes; kept in OUT for the next run). J&F is of all
-objects of a clip as one, from its first annotation, over the first --frames frames.
-
-"frame" is encoding it and decoding one object, which the choice of ``--runtime auto`` rests on.
+on processors, which other processes disturb less. Times are medians of ``encode`` of a whole frame
+(resizing too). A ratio is the median of the rounds' ratios to torch in the same number format, for
+int8 to torch in the format that "auto" takes here; the choice of ``--runtime auto`` rests on it.
+Errors are of the image embedding, relative to torch in float32. --calibrate adds int8, calibrated
+on that source (some minutes; kept in OUT for the next run). J&F is of all objects of a clip as one,
+from its first annotation, over the first --frames frames.
 
 OUT gets runtimes.json and runtimes.md.
 """
@@ -32,7 +30,6 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as persam-video does, before torch is loaded
 
 import numpy as np
-import torch
 from PIL import Image
 
 import persam_video as pv
@@ -41,13 +38,12 @@ from persam_video.benchmark.report import commit, machine, versions
 from persam_video.benchmark.truth import Score, Truth
 from persam_video.cli.main import main as persam_video_main
 from persam_video.evaluation.davis import DavisClip, read_split
-from persam_video.sam.decoder import PromptBatch, SamDecoder
+from persam_video.sam.decoder import SamDecoder
 from persam_video.sam.image_encoder import SamImageEncoder
 from persam_video.sam.models import resolved
 from persam_video.sam.runtimes import PRECISIONS, is_installed
 from persam_video.types import UInt8Array
 
-OBJECTS = (1, 4, 10)
 REFERENCE = "torch float32"
 _FORMATS = {"openvino": "openvino", "onnxruntime": "onnx"}
 
@@ -59,14 +55,16 @@ class Kind:
     Attributes:
         settings: It as settings.
         against: Name of the kind that its times are compared with.
-        times: "encode", "decode 1", ... -> milliseconds of each round.
+        wall_ms: Of each round.
+        cpu_ms: The same, summed over all threads.
         error: Of the image embedding, relative to ``REFERENCE``.
         scores: Clip -> J&F in [0, 100].
     """
 
     settings: pv.EncoderConfig
     against: str
-    times: dict[str, list[float]] = field(default_factory=dict)
+    wall_ms: list[float] = field(default_factory=list)
+    cpu_ms: list[float] = field(default_factory=list)
     error: float = 0.0
     scores: dict[str, float] = field(default_factory=dict)
 
@@ -109,47 +107,20 @@ def export_int8(format_name: str, source: str, folder: Path) -> None:
         raise SystemExit(f"no int8 export for {format_name}")
 
 
-def prompts(count: int, input_size: int) -> PromptBatch:
-    """Boxes and mask logits of ``count`` objects, always the same."""
-    generator = torch.Generator().manual_seed(count)
-    corners = 0.3 * input_size * torch.rand(count, 2, generator=generator)
-    boxes = torch.cat([corners, corners + 0.2 * input_size], dim=1)
-    side = input_size // 4
-    return PromptBatch(
-        boxes_xyxy=boxes, mask_logits=3 * torch.randn(count, 1, side, side, generator=generator)
-    )
-
-
 def measure(
-    found: dict[str, Kind],
-    networks: dict[str, tuple[SamImageEncoder, SamDecoder]],
-    image: UInt8Array,
-    rounds: int,
+    found: dict[str, Kind], encoders: dict[str, SamImageEncoder], image: UInt8Array, rounds: int
 ) -> None:
-    """Fill in times and errors; a first round that is not counted compiles and warms up."""
-    embeddings = {name: networks[name][0].encode(image) for name in found}
-    reference = embeddings[REFERENCE].neck
+    """Fill in errors, whose encoding compiles and warms up, and times."""
+    necks = {name: encoders[name].encode(image).neck for name in found}
+    reference = necks[REFERENCE]
     for name, kind in found.items():
-        kind.error = float((embeddings[name].neck - reference).norm() / reference.norm())
-    batches = {count: prompts(count, embeddings[REFERENCE].input_size) for count in OBJECTS}
-    for number in range(rounds + 1):
+        kind.error = float((necks[name] - reference).norm() / reference.norm())
+    for number in range(rounds):
         for name in list(found)[:: -1 if number % 2 else 1]:
-            encoder, decoder = networks[name]
-            times = found[name].times
-            tasks = {"encode": lambda: encoder.encode(image)}  # noqa: B023 (called at once)
-            for count, batch in batches.items():
-                tasks[f"decode {count}"] = lambda batch=batch: decoder.decode(  # noqa: B023
-                    embeddings[REFERENCE], batch
-                )
-            for task, run in tasks.items():
-                begin, used = time.perf_counter(), time.process_time()
-                run()
-                if number > 0:
-                    times.setdefault(task, []).append(1e3 * (time.perf_counter() - begin))
-                    times.setdefault(f"{task} CPU", []).append(1e3 * (time.process_time() - used))
-            if number > 0:
-                parts = (times[task][-1] for task in ("encode", "decode 1"))
-                times.setdefault("frame", []).append(sum(parts))
+            begin, used = time.perf_counter(), time.process_time()
+            encoders[name].encode(image)
+            found[name].wall_ms.append(1e3 * (time.perf_counter() - begin))
+            found[name].cpu_ms.append(1e3 * (time.process_time() - used))
 
 
 def score(
@@ -168,18 +139,20 @@ def score(
     return truth.score((1,), masks)
 
 
+def timing(own: list[float], other: list[float]) -> str:
+    """Median, and the median of the rounds' ratios to another kind's."""
+    return f"{np.median(own):.0f} ({np.median(np.array(own) / np.array(other)):.2f})"
+
+
 def table(found: dict[str, Kind]) -> str:
     """Markdown; medians over the rounds."""
-    tasks = ["frame", "encode", "encode CPU", *(f"decode {count}" for count in OBJECTS)]
     clips = list(next(iter(found.values())).scores)
-    head = ["runtime", *(f"{task}, ms (ratio)" for task in tasks), "error"]
+    head = ["runtime", "encode, ms (ratio)", "CPU, ms (ratio)", "error"]
     head += [*clips, "J&F"] if clips else []
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for name, kind in found.items():
-        cells = [name]
-        for task in tasks:
-            own, other = np.array(kind.times[task]), np.array(found[kind.against].times[task])
-            cells.append(f"{np.median(own):.0f} ({np.median(own / other):.2f})")
+        other = found[kind.against]
+        cells = [name, timing(kind.wall_ms, other.wall_ms), timing(kind.cpu_ms, other.cpu_ms)]
         cells.append(f"{kind.error:.1e}")
         if clips:
             cells += [f"{kind.scores[clip]:.1f}" for clip in clips]
@@ -229,7 +202,8 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     found = kinds(options)
     networks = {name: pv.load_sam(kind.settings) for name, kind in found.items()}
-    measure(found, networks, image, options.rounds)
+    encoders = {name: encoder for name, (encoder, _) in networks.items()}
+    measure(found, encoders, image, options.rounds)
     for clip in clips:
         for name, kind in found.items():
             kind.scores[clip.name] = 100 * score(clip, networks[name], options.frames).j_and_f

@@ -1,4 +1,4 @@
-"""``persam-video export``: the network as files for onnxruntime or OpenVINO."""
+"""``persam-video export``: the image encoder as files for onnxruntime or OpenVINO."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from persam_video.types import Float32Array
 
 _EXAMPLES = """\
-The folder gets the image encoder and the mask decoder with free sizes, and export.json: model,
-weights, precision, inputs, versions. Tracking takes it with --exported DIR. No export is needed
-for --runtime openvino or onnxruntime in float32 or bfloat16: the cache has those files.
+The folder gets the image encoder, which is what takes the time, and export.json: model, weights,
+precision, input, versions. The mask decoder stays on torch. Tracking takes the folder with
+--exported DIR. No export is needed for --runtime openvino or onnxruntime in float32 or bfloat16:
+the cache has those files.
 
 int8 measures the range of every activation on frames of your own (--calibrate) and rounds
-encoder weights and activations to 8 bits. It loses accuracy: hold it against float32 on clips
+weights and activations to 8 bits. It loses accuracy: hold it against float32 on clips
 with ground truth (tools/runtimes.py) before you use it. For OpenVINO it runs at the size of
 those frames only, so a mask must start it, no click.
 
@@ -41,8 +42,8 @@ def add_command(
         parents=[common],
         allow_abbrev=False,
         usage="persam-video export --format onnx|openvino -o DIR [options]",
-        help="the network as files for onnxruntime or OpenVINO, int8 too",
-        description="Write the network as files for onnxruntime or OpenVINO.",
+        help="the image encoder as files for onnxruntime or OpenVINO, int8 too",
+        description="Write the image encoder as files for onnxruntime or OpenVINO.",
         epilog=_EXAMPLES,
         formatter_class=HelpFormatter,
     )
@@ -56,7 +57,7 @@ def add_command(
         "--precision",
         default="float32",
         choices=("float32", "bfloat16", "int8"),
-        help="what the encoder computes in; onnx has no bfloat16 (default: float32)",
+        help="what it computes in; onnx has no bfloat16 (default: float32)",
     )
     parser.add_argument("--calibrate", metavar="SOURCE", help=f"int8: frames; {SOURCE_HELP}")
     parser.add_argument(
@@ -83,12 +84,12 @@ def execute(args: argparse.Namespace) -> int:
 
     check_precision(args.format, args.precision)  # before the work
     check_folder(args.output)
-    encoder, decoder = load_sam(config, progress=not args.quiet)
+    encoder, _ = load_sam(config, progress=not args.quiet)
     frames = _calibration(args.calibrate, args.calibration_frames, encoder)
     write_export(
         args.output,
         config,
-        (encoder.torch_backbone, decoder.network),
+        encoder.torch_backbone,
         args.format,
         args.precision,
         weights_source=_weights_source(config),

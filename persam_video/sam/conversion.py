@@ -1,6 +1,6 @@
-"""Our modules -> ONNX files, which both runtimes read, kept in the cache beside the weights.
+"""The image encoder -> an ONNX file, which both runtimes read, kept in the weights' cache.
 
-Heights, widths and numbers of objects are free in the files; ``compiled.py`` fixes them.
+Height and width are free in the file where the network takes any; ``compiled.py`` fixes them.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ import hashlib
 import inspect
 import logging
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,33 +20,16 @@ from torch.jit._trace import TracerWarning
 from persam_video.errors import CheckpointError
 from persam_video.files import atomic_path
 from persam_video.sam.checkpoints import cache_folder, cache_lock
-from persam_video.sam.decoder import MaskNetwork
 from persam_video.sam.image_encoder import VIT_INPUT_SIZE
 from persam_video.sam.tiny_vit import STAGE_STRIDES, TinyViT
 
 logger = logging.getLogger(__name__)
 
+INPUT = "image"
+"""Name of the input in the file."""
 _OPSET = 17
-_SOURCES = ("conversion.py", "decoder.py", "image_encoder.py", "tiny_vit.py")
-
-
-@dataclass(frozen=True, slots=True)
-class Convertible:
-    """A network and how it is to be called.
-
-    Attributes:
-        name: "encoder" or "decoder".
-        network: Float32, on the CPU; tensors in, a tuple of tensors out.
-        example: Inputs that it can be run with.
-        inputs: Name of each input -> its free dimensions and their names.
-        outputs: Names.
-    """
-
-    name: str
-    network: nn.Module
-    example: tuple[Tensor, ...]
-    inputs: Mapping[str, Mapping[int, str]]
-    outputs: tuple[str, ...]
+_SOURCES = ("conversion.py", "image_encoder.py", "tiny_vit.py")
+_EXAMPLE = {"height": 160, "width": 256}  # what is traced where any size will do
 
 
 class _FlatOutputs(nn.Module):
@@ -63,33 +44,24 @@ class _FlatOutputs(nn.Module):
         return (neck, *stages)
 
 
-def convertible_encoder(backbone: nn.Module) -> Convertible:
-    """``TinyViT`` for pictures of any size, ``VitBackbone`` for its one."""
+def input_shape(backbone: nn.Module) -> list[int | str]:
+    """(1, 3, H, W); H and W are names where the network, a ``TinyViT``, takes any size."""
     if isinstance(backbone, TinyViT):
-        example, free = torch.zeros(1, 3, 160, 256), {2: "height", 3: "width"}
-        stages = tuple(f"stride{stride}" for stride in STAGE_STRIDES)
-    else:
-        example, free = torch.zeros(1, 3, VIT_INPUT_SIZE, VIT_INPUT_SIZE), {}
-        stages = ("early", "late")
-    network = _FlatOutputs(backbone).eval()
-    return Convertible("encoder", network, (example,), {"image": free}, ("neck", *stages))
+        return [1, 3, *_EXAMPLE]
+    return [1, 3, VIT_INPUT_SIZE, VIT_INPUT_SIZE]
 
 
-def convertible_decoder(network: MaskNetwork, tokens: int = 7) -> Convertible:
-    """The mask network for ``tokens`` tokens (a box adds two to its own five), without guidance."""
-    channels = network.image_pe.shape[1]
-    example = torch.zeros(2, tokens, channels), torch.zeros(2, channels, 3, 4)
-    free = {"tokens": {0: "objects"}, "source": {0: "objects", 2: "rows", 3: "columns"}}
-    return Convertible("decoder", network.eval(), example, free, ("logits", "predicted_iou"))
-
-
-def write_onnx(convertible: Convertible, path: Path) -> None:
-    """Convert a network into an .onnx file at ``path``.
+def write_onnx(backbone: nn.Module, path: Path) -> None:
+    """Convert an image encoder, float32 on the CPU, into an .onnx file at ``path``.
 
     Raises:
         CheckpointError: The file cannot be written.
     """
-    free = {name: dict(dims) for name, dims in convertible.inputs.items()}
+    shape = input_shape(backbone)
+    example = torch.zeros([_EXAMPLE[n] if isinstance(n, str) else n for n in shape])
+    free = {axis: name for axis, name in enumerate(shape) if isinstance(name, str)}
+    strides = [f"stride{stride}" for stride in STAGE_STRIDES]
+    stages = strides if isinstance(backbone, TinyViT) else ["early", "late"]
     # The newer exporter needs a package more and does not free the sizes; torch before 2.5 has no
     # other than the older one.
     has_both = "dynamo" in inspect.signature(torch.onnx.export).parameters
@@ -101,32 +73,31 @@ def write_onnx(convertible: Convertible, path: Path) -> None:
             warnings.filterwarnings("ignore", "You are using the legacy TorchScript")
             warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
             torch.onnx.export(
-                convertible.network,
-                convertible.example,
+                _FlatOutputs(backbone).eval(),
+                (example,),
                 str(temporary),
                 opset_version=_OPSET,
-                input_names=list(convertible.inputs),
-                output_names=list(convertible.outputs),
-                dynamic_axes=free,
+                input_names=[INPUT],
+                output_names=["neck", *stages],
+                dynamic_axes={INPUT: free},
                 **options,
             )
     except OSError as error:
         raise CheckpointError(f"cannot be written: {error.strerror or error}", path=path) from error
 
 
-def weights_digest(convertible: Convertible) -> str:
+def weights_digest(backbone: nn.Module) -> str:
     """sha256 of the network's tensors, with their names and shapes."""
     digest = hashlib.sha256()
-    network = convertible.network
-    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+    for name, tensor in (*backbone.named_parameters(), *backbone.named_buffers()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(tensor.detach().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
-def identity(convertible: Convertible) -> str:
+def identity(backbone: nn.Module) -> str:
     """Hexadecimal digest of all that the converted file depends on: weights, code, versions."""
-    digest = hashlib.sha256(weights_digest(convertible).encode())
+    digest = hashlib.sha256(weights_digest(backbone).encode())
     for package in ("torch", "segment-anything"):
         digest.update(f"{package} {version(package)}\n".encode())
     for source in _SOURCES:
@@ -134,17 +105,17 @@ def identity(convertible: Convertible) -> str:
     return digest.hexdigest()
 
 
-def converted(convertible: Convertible) -> Path:
+def converted(backbone: nn.Module) -> Path:
     """The network's .onnx file in the cache, made first if it is not there.
 
     Raises:
         CheckpointError: The cache cannot be written.
     """
-    name = f"{convertible.name}-{identity(convertible)[:16]}"
+    name = f"encoder-{identity(backbone)[:16]}"
     path = cache_folder() / f"{name}.onnx"
     if not path.exists():
         with cache_lock(name):
             if not path.exists():  # whoever held the lock may have done the work
-                logger.info("converting the %s once: %s", convertible.name, path)
-                write_onnx(convertible, path)
+                logger.info("converting the image encoder once: %s", path)
+                write_onnx(backbone, path)
     return path

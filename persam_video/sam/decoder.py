@@ -3,12 +3,13 @@
 The pass differs from ``MaskDecoder.forward`` in three ways: all objects of a frame go through as
 one batch, all four masks come back (the single one first), and the two interventions of PerSAM
 (Zhang et al., "Personalize Segment Anything Model with One Shot", 2023, section 3.2) have a place.
-With both off it computes what SamPredictor computes; a test holds it to that.
+With both off it computes what SamPredictor computes; a test holds it to that. An object can be
+decoded in a window of the picture's cells instead of all of them.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,11 @@ from segment_anything.modeling import MaskDecoder, PromptEncoder
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
-from persam_video.sam.compiled import CompiledMaskNetwork
+from persam_video.geometry import Window
 from persam_video.types import Candidates, Embedding
+
+_EMPTY = -8.0
+"""Logit of what lies outside an object's window."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,16 @@ class PromptBatch:
     point_labels: Tensor | None = None
     boxes_xyxy: Tensor | None = None
     mask_logits: Tensor | None = None
+
+    def __len__(self) -> int:
+        """Number of objects."""
+        prompts = (self.points_xy, self.boxes_xyxy, self.mask_logits)
+        return next((len(prompt) for prompt in prompts if prompt is not None), 0)
+
+    def of(self, places: list[int]) -> PromptBatch:
+        """The prompts of some of the objects."""
+        fields = (self.points_xy, self.point_labels, self.boxes_xyxy, self.mask_logits)
+        return PromptBatch(*(None if field is None else field[places] for field in fields))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,94 +77,26 @@ def cells_of_picture(embedding: Embedding) -> tuple[int, int]:
     return -(-height // stride), -(-width // stride)
 
 
-class MaskNetwork(nn.Module):
-    """The network behind the prompts: tokens and image -> four masks and their predicted IoU.
-
-    Args:
-        mask_decoder: As segment_anything builds it.
-        image_pe: (1, 256, h, w) float32, positional encoding of the whole square.
-    """
-
-    image_pe: Tensor
-
-    def __init__(self, mask_decoder: MaskDecoder, image_pe: Tensor) -> None:
-        super().__init__()
-        self.mask_decoder = mask_decoder
-        self.register_buffer("image_pe", image_pe, persistent=False)
-
-    def forward(
-        self,
-        tokens: Tensor,
-        source: Tensor,
-        prior: Tensor | None = None,
-        target: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Run the two-way transformer and the heads.
-
-        Args:
-            tokens: (N, K, 256) float32, the decoder's own five and then those of the prompt.
-            source: (N, 256, rows, columns) float32, embedding plus dense prompt; the first rows and
-                columns of the square.
-            prior: As ``Guidance.attention_prior``, of these rows and columns.
-            target: As ``Guidance.target_embedding``.
-
-        Returns:
-            (N, 4, 4 rows, 4 columns) logits and (N, 4) predicted IoU.
-        """
-        decoder = self.mask_decoder
-        hidden, image = self._transform(tokens, source, prior, target)
-        upscaled = decoder.output_upscaling(image.transpose(1, 2).reshape(source.shape))
-        kernels = torch.stack(
-            [mlp(hidden[:, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)],
-            dim=1,
-        )
-        logits = torch.einsum("nmc,nchw->nmhw", kernels, upscaled)
-        return logits, decoder.iou_prediction_head(hidden[:, 0])
-
-    def _transform(
-        self, tokens: Tensor, source: Tensor, prior: Tensor | None, target: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Two-way transformer: tokens (N, K, 256) and image (N, 256, h, w) -> the same, attended.
-
-        The image comes back as (N, h * w, 256).
-        """
-        transformer = self.mask_decoder.transformer
-        keys = source.flatten(2).transpose(1, 2)
-        key_pe = self.image_pe[..., : source.shape[2], : source.shape[3]].flatten(2)
-        key_pe = key_pe.transpose(1, 2)
-        semantic = 0 if target is None else target[:, None]
-        queries = tokens
-        for layer in transformer.layers:
-            queries = queries + semantic
-            queries, keys = _two_way_block(layer, queries, keys, tokens, key_pe, prior)
-        query = queries + tokens + semantic
-        attended = transformer.final_attn_token_to_image(q=query, k=keys + key_pe, v=keys)
-        return transformer.norm_final_attn(queries + attended), keys
-
-
 class SamDecoder:
     """Prompts + embedding -> candidate masks.
 
     Args:
         prompt_encoder: Built for the embedding's grid.
         mask_decoder: As segment_anything builds it.
-
-    Attributes:
-        compiled: Takes the place of ``network`` where prompts are boxes, with masks or without,
-            and nothing guides it: what tracking asks in every frame. None: torch does it.
     """
 
     def __init__(self, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder) -> None:
         self.prompt_encoder = prompt_encoder
         self.mask_decoder = mask_decoder
-        self.compiled: CompiledMaskNetwork | None = None
         with torch.inference_mode():
-            self.network = MaskNetwork(mask_decoder, prompt_encoder.get_dense_pe())
+            self._image_pe: Tensor = self.prompt_encoder.get_dense_pe()
+            first, self._norm, _, second, _ = mask_decoder.output_upscaling
+            self._upscaling = _as_product(first), _as_product(second)
 
     @property
     def device(self) -> torch.device:
         """Where prompts must live."""
-        return self.network.image_pe.device
+        return self._image_pe.device
 
     @torch.inference_mode()
     def decode(
@@ -158,6 +104,7 @@ class SamDecoder:
         embedding: Embedding,
         prompts: PromptBatch,
         guidance: Guidance = NO_GUIDANCE,
+        windows: Sequence[Window] | None = None,
     ) -> Candidates:
         """Propose four masks for each of N objects in one batched call.
 
@@ -165,36 +112,129 @@ class SamDecoder:
             embedding: Of the picture.
             prompts: Where the objects are.
             guidance: PerSAM's interventions.
+            windows: N windows of one size in cells of ``embedding.neck``, inside the picture. Each
+                object is decoded in its window alone and is nowhere else; the time goes with the
+                window's area. None = everywhere. See ``decode_in_windows`` for other sizes.
 
         Returns:
             Candidates with M = 4: the mask of the single-mask token, then the three of the
             multimask output (whole, part, sub-part in no fixed order).
         """
-        points = None
-        if prompts.points_xy is not None:
-            points = (prompts.points_xy, prompts.point_labels)
-        sparse, dense = self.prompt_encoder(
-            points=points, boxes=prompts.boxes_xyxy, masks=prompts.mask_logits
-        )
+        grid = embedding.neck.shape[2:]
+        rows, columns = grid if embedding.padding else cells_of_picture(embedding)
+        where = windows or [Window(0, 0, columns, rows)] * len(prompts)
+        sparse, dense = self._prompt_tokens(prompts, where)
         decoder = self.mask_decoder
         own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
         tokens = torch.cat([own.expand(len(sparse), -1, -1), sparse], dim=1)
-        rows, columns = grid = embedding.neck.shape[2:]
-        if not embedding.padding:
-            rows, columns = cells_of_picture(embedding)
-            guidance = _cropped(guidance, grid, (rows, columns))  # itself where there is no prior
-        source = embedding.neck[..., :rows, :columns] + dense[..., :rows, :columns]
-        boxes_only = prompts.points_xy is None and prompts.boxes_xyxy is not None
-        if self.compiled is not None and boxes_only and guidance is NO_GUIDANCE:
-            logits, predicted_iou = self.compiled(tokens, source)
-        else:
-            logits, predicted_iou = self.network(
-                tokens, source, guidance.attention_prior, guidance.target_embedding
-            )
+        # Cells one after the other, their channels side by side: every step is a matrix product.
+        image = (_cut(embedding.neck, where) + dense).permute(0, 2, 3, 1).contiguous()
+        image_pe = _cut(self._image_pe, where).permute(0, 2, 3, 1).contiguous()
+        prior = guidance.attention_prior
+        if prior is not None:
+            prior = _cut(prior.view(-1, 1, *grid), where).flatten(1)
+        hidden, image = self._transform(
+            tokens,
+            image.flatten(1, 2),
+            image_pe.flatten(1, 2),
+            Guidance(prior, guidance.target_embedding),
+        )
+        kernels = [mlp(hidden[:, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)]
+        logits = self._masks(image, torch.stack(kernels, dim=1), dense.shape[2:])
+        predicted_iou = decoder.iou_prediction_head(hidden[:, 0])
         assert logits.shape[1] == decoder.num_mask_tokens == predicted_iou.shape[1]
+        if windows is not None:
+            logits = _in_picture(logits, windows, (rows, columns))
         if not embedding.padding:
             logits = to_square(logits, embedding.input_size // 4)
         return Candidates(logits, predicted_iou)
+
+    def decode_in_windows(
+        self, embedding: Embedding, prompts: PromptBatch, windows: Sequence[Window]
+    ) -> Candidates:
+        """``decode`` with windows of several sizes: one batched call for each of the sizes."""
+        places: dict[tuple[int, int], list[int]] = {}
+        for i, window in enumerate(windows):
+            places.setdefault((window.width, window.height), []).append(i)
+        parts = [
+            self.decode(embedding, prompts.of(some), windows=[windows[i] for i in some])
+            for some in places.values()
+        ]
+        order = torch.tensor([i for some in places.values() for i in some]).argsort()
+        logits, predicted_iou = (
+            torch.cat(values)[order.to(self.device)]
+            for values in zip(*((p.logits, p.predicted_iou) for p in parts), strict=True)
+        )
+        return Candidates(logits, predicted_iou)
+
+    def _prompt_tokens(
+        self, prompts: PromptBatch, windows: Sequence[Window]
+    ) -> tuple[Tensor, Tensor]:
+        """SAM's prompt encoder: (N, K, 256) tokens, and (N, 256, h, w) to add to the image."""
+        points, masks = None, prompts.mask_logits
+        if prompts.points_xy is not None:
+            points = (prompts.points_xy, prompts.point_labels)
+        if masks is not None:
+            # Its convolutions have no padding, so that a part of the mask gives that part.
+            masks = _cut(masks, [window.scaled(4) for window in windows])
+        sparse, dense = self.prompt_encoder(points=points, boxes=prompts.boxes_xyxy, masks=masks)
+        if masks is None:
+            dense = _cut(dense, windows)  # the same everywhere
+        return sparse, dense
+
+    def _transform(
+        self, tokens: Tensor, image: Tensor, image_pe: Tensor, guidance: Guidance
+    ) -> tuple[Tensor, Tensor]:
+        """Two-way transformer: tokens (N, K, 256) and image (N, h * w, 256) -> both, attended.
+
+        ``image_pe`` is (N, h * w, 256), the positional encoding of the image's cells.
+        """
+        transformer = self.mask_decoder.transformer
+        target = guidance.target_embedding
+        semantic = 0 if target is None else target[:, None]
+        queries, keys = tokens, image
+        for layer in transformer.layers:
+            queries = queries + semantic
+            queries, keys = _two_way_block(
+                layer, queries, keys, tokens, image_pe, guidance.attention_prior
+            )
+        query = queries + tokens + semantic
+        attended = guided_attention(
+            transformer.final_attn_token_to_image, query, keys + image_pe, keys
+        )
+        return transformer.norm_final_attn(queries + attended), keys
+
+    def _masks(self, image: Tensor, kernels: Tensor, grid_hw: Sequence[int]) -> Tensor:
+        """Enlarge the image's cells fourfold and look for each mask's kernel in them.
+
+        The same as SAM's two transposed convolutions and the product with the kernels. Each
+        convolution makes 2 x 2 cells of one and none of them overlap, so it is a matrix product;
+        cells are put in their places when they are one number per mask, not 32 channels.
+
+        Args:
+            image: (N, h * w, 256).
+            kernels: (N, M, 32).
+            grid_hw: h and w.
+
+        Returns:
+            (N, M, 4h, 4w) logits.
+        """
+        first, second = self._upscaling
+        norm = self._norm
+        x = F.linear(image, *first).reshape(len(image), -1, norm.weight.shape[0])
+        x = F.gelu(F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps))
+        x = F.gelu(F.linear(x, *second)).reshape(len(image), -1, kernels.shape[2])
+        height, width = grid_hw
+        # (rows, columns, rows and columns of the first 2 x 2, rows and columns of the second)
+        cells = (kernels @ x.transpose(1, 2)).view(*kernels.shape[:2], height, width, 2, 2, 2, 2)
+        return cells.permute(0, 1, 2, 4, 6, 3, 5, 7).flatten(2, 4).flatten(3, 5)
+
+
+def _as_product(convolution: nn.ConvTranspose2d) -> tuple[Tensor, Tensor]:
+    """A 2 x 2 transposed convolution of stride 2 as weight (4 * C', C) and bias (4 * C',)."""
+    weight, bias = convolution.weight, convolution.bias
+    assert convolution.kernel_size == convolution.stride == (2, 2) and bias is not None
+    return weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous(), bias.repeat(4)
 
 
 def _two_way_block(
@@ -207,10 +247,10 @@ def _two_way_block(
 ) -> tuple[Tensor, Tensor]:
     """One block of SAM's two-way transformer, its token-to-image attention guided by ``prior``."""
     if layer.skip_first_layer_pe:
-        queries = layer.self_attn(q=queries, k=queries, v=queries)
+        queries = guided_attention(layer.self_attn, queries, queries, queries)
     else:
         q = queries + query_pe
-        queries = queries + layer.self_attn(q=q, k=q, v=queries)
+        queries = queries + guided_attention(layer.self_attn, q, q, queries)
     queries = layer.norm1(queries)
 
     k = keys + key_pe
@@ -218,14 +258,14 @@ def _two_way_block(
     queries = layer.norm2(queries + attended)
     queries = layer.norm3(queries + layer.mlp(queries))
 
-    attended = layer.cross_attn_image_to_token(q=k, k=queries + query_pe, v=queries)
+    attended = guided_attention(layer.cross_attn_image_to_token, k, queries + query_pe, queries)
     return queries, layer.norm4(keys + attended)
 
 
 def guided_attention(
-    attention: Any, q: Tensor, k: Tensor, v: Tensor, prior: Tensor | None
+    attention: Any, q: Tensor, k: Tensor, v: Tensor, prior: Tensor | None = None
 ) -> Tensor:
-    """Cross-attention whose map is modulated by a location prior.
+    """Multi-head attention whose map can be modulated by a location prior.
 
     PerSAM, section 3.2, with the modulation before the softmax: softmax(q k^T / sqrt(d) + alpha S).
     The released code computes softmax(softmax(q k^T / sqrt(d)) + S) instead; over some thousand
@@ -234,35 +274,36 @@ def guided_attention(
 
     Args:
         attention: segment_anything ``Attention`` module.
-        q: (N, K, C) tokens.
-        k: (N, h * w, C) image cells with their positional encoding.
-        v: (N, h * w, C) image cells.
-        prior: (N, h * w) alpha S, added to the attention's logits, or None.
+        q: (N, K, C), what asks.
+        k: (N, L, C), what is asked, with its positional encoding.
+        v: (N, L, C), what is answered.
+        prior: (N, L) alpha S, added to the attention's logits, or None.
 
     Returns:
-        (N, K, C) attended tokens.
+        (N, K, C) attended.
     """
-    if prior is None:
-        plain: Tensor = attention(q=q, k=k, v=v)
-        return plain
     query, key, value = (
-        attention._separate_heads(project(x), attention.num_heads)
+        project(x).unflatten(2, (attention.num_heads, -1)).transpose(1, 2)
         for project, x in ((attention.q_proj, q), (attention.k_proj, k), (attention.v_proj, v))
     )
-    scores = query @ key.transpose(2, 3) / math.sqrt(query.shape[-1])
-    weights = (scores + prior[:, None, None, :]).softmax(dim=-1)
-    guided: Tensor = attention.out_proj(attention._recombine_heads(weights @ value))
-    return guided
+    bias = None if prior is None else prior[:, None, None, :]
+    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    out: Tensor = attention.out_proj(attended.transpose(1, 2).flatten(2))
+    return out
 
 
-def _cropped(guidance: Guidance, grid: tuple[int, ...], cells: tuple[int, int]) -> Guidance:
-    """The guidance for the first rows and columns of a grid."""
-    prior = guidance.attention_prior
-    if prior is None:
-        return guidance
+def _cut(maps: Tensor, windows: Sequence[Window]) -> Tensor:
+    """(N or 1, C, H, W) -> (N, C, h, w), of each map, or of the one, the N windows of one size."""
+    return torch.stack([maps[i % len(maps), ..., *w.slices] for i, w in enumerate(windows)])
+
+
+def _in_picture(logits: Tensor, windows: Sequence[Window], cells: tuple[int, int]) -> Tensor:
+    """(N, M, 4h, 4w) logits of N windows -> (N, M, 4H, 4W) over the picture's (H, W) cells."""
     rows, columns = cells
-    prior = prior.view(-1, *grid)[:, :rows, :columns].flatten(1)
-    return Guidance(prior, guidance.target_embedding)
+    picture = logits.new_full((*logits.shape[:2], 4 * rows, 4 * columns), _EMPTY)
+    for inside, part, window in zip(picture, logits, windows, strict=True):
+        inside[(..., *window.scaled(4).slices)] = part
+    return picture
 
 
 def to_square(logits: Tensor, side: int) -> Tensor:

@@ -1,7 +1,7 @@
-"""A folder with the converted network: what is in it, writing it, reading it.
+"""A folder with the converted image encoder: what is in it, writing it, reading it.
 
-FOLDER/encoder.onnx, decoder.onnx      or, for OpenVINO, encoder.xml and .bin, decoder.xml and .bin
-FOLDER/export.json                     what they are, see ``Export``
+FOLDER/encoder.onnx      or, for OpenVINO, encoder.xml and encoder.bin
+FOLDER/export.json       what it is, see ``Export``
 """
 
 from __future__ import annotations
@@ -18,14 +18,7 @@ from torch import nn
 
 from persam_video.config import EncoderConfig
 from persam_video.errors import CheckpointError, ConfigError
-from persam_video.sam.conversion import (
-    Convertible,
-    convertible_decoder,
-    convertible_encoder,
-    weights_digest,
-    write_onnx,
-)
-from persam_video.sam.decoder import MaskNetwork
+from persam_video.sam.conversion import INPUT, input_shape, weights_digest, write_onnx
 from persam_video.sam.runtimes import PRECISIONS, require_installed
 from persam_video.types import Float32Array
 
@@ -43,12 +36,10 @@ class Export:
     Attributes:
         model: Model of the registry.
         format: "onnx" or "openvino".
-        precision: "float32", "bfloat16", or "int8": the encoder is quantised, the decoder is not.
+        precision: "float32", "bfloat16" or "int8".
         input_size: Side of the network's square input in pixels.
-        encoder_inputs: Name of each input of the encoder -> its shape, names for free dimensions.
-        decoder_inputs: The same of the decoder.
-        encoder_weights: sha256 of the encoder's tensors before they were converted.
-        decoder_weights: The same of the decoder.
+        input_shape: Of the network's input, names for free dimensions.
+        weights: sha256 of the network's tensors before they were converted.
         weights_source: Where they came from.
         calibration: int8: what it was calibrated on, else "".
         versions: Of the packages that took part.
@@ -59,10 +50,8 @@ class Export:
     format: str
     precision: str
     input_size: int
-    encoder_inputs: dict[str, list[int | str]]
-    decoder_inputs: dict[str, list[int | str]]
-    encoder_weights: str
-    decoder_weights: str
+    input_shape: list[int | str]
+    weights: str
     weights_source: str
     calibration: str
     versions: dict[str, str]
@@ -91,7 +80,7 @@ def check_precision(format_name: str, precision: str) -> None:
 def write_export(
     folder: Path,
     config: EncoderConfig,
-    networks: tuple[nn.Module, MaskNetwork],
+    backbone: nn.Module,
     format_name: str,
     precision: str,
     *,
@@ -99,16 +88,16 @@ def write_export(
     calibration: Sequence[Float32Array] = (),
     calibration_source: str = "",
 ) -> Export:
-    """Convert both networks into a new folder, which appears when it is complete.
+    """Convert an image encoder into a new folder, which appears when it is complete.
 
     Args:
         folder: Must not exist, or be empty.
         config: Its ``model`` and ``input_size`` are noted.
-        networks: Backbone and mask network, float32 on the CPU.
+        backbone: Of this room, float32 on the CPU.
         format_name: "onnx" or "openvino".
         precision: "float32", "bfloat16" (openvino) or "int8".
         weights_source: For the manifest.
-        calibration: int8: inputs (1, 3, H, W) of the encoder, what activations are measured on.
+        calibration: int8: inputs (1, 3, H, W) of the network, what activations are measured on.
         calibration_source: For the manifest.
 
     Raises:
@@ -120,8 +109,7 @@ def write_export(
     if precision == "int8" and not calibration:
         raise ConfigError("int8 needs frames to be calibrated on, got none")
     check_folder(folder)
-    encoder, decoder = convertible_encoder(networks[0]), convertible_decoder(networks[1])
-    packages = ["persam-video", "torch", *{"onnx": ["onnx"], "openvino": ["openvino"]}[format_name]]
+    packages = ["persam-video", "torch", format_name]
     if precision == "int8":
         packages.append("nncf" if format_name == "openvino" else "onnxruntime")
     export = Export(
@@ -129,10 +117,8 @@ def write_export(
         format_name,
         precision,
         config.input_size,
-        _shapes(encoder),
-        _shapes(decoder),
-        weights_digest(encoder),
-        weights_digest(decoder),
+        input_shape(backbone),
+        weights_digest(backbone),
         weights_source,
         calibration_source if precision == "int8" else "",
         {package: version(package) for package in packages},
@@ -140,8 +126,7 @@ def write_export(
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
         temporary.mkdir(parents=True)
-        for part, frames in ((encoder, calibration if precision == "int8" else ()), (decoder, ())):
-            _write(part, temporary, format_name, frames)
+        _write(backbone, temporary, format_name, calibration if precision == "int8" else ())
         (temporary / MANIFEST).write_text(json.dumps(asdict(export), indent=1) + "\n", "utf-8")
         temporary.replace(folder)
     except OSError as error:
@@ -159,24 +144,16 @@ def check_folder(folder: Path) -> None:
         raise CheckpointError("something is there already; choose another folder", path=folder)
 
 
-def _shapes(part: Convertible) -> dict[str, list[int | str]]:
-    return {
-        name: [free.get(axis, length) for axis, length in enumerate(example.shape)]
-        for (name, free), example in zip(part.inputs.items(), part.example, strict=True)
-    }
-
-
 def _write(
-    part: Convertible, folder: Path, format_name: str, calibration: Sequence[Float32Array]
+    backbone: nn.Module, folder: Path, format_name: str, calibration: Sequence[Float32Array]
 ) -> None:
-    onnx_file = folder / f"{part.name}.onnx"
-    write_onnx(part, onnx_file)
+    onnx_file = folder / "encoder.onnx"
+    write_onnx(backbone, onnx_file)
     if calibration:
         from persam_video.sam import quantization
 
-        (name,) = part.inputs
         if format_name == "onnx":
-            quantization.quantize_onnx(onnx_file, name, calibration)
+            quantization.quantize_onnx(onnx_file, INPUT, calibration)
         else:
             quantization.quantize_openvino(onnx_file, onnx_file.with_suffix(".xml"), calibration)
     elif format_name == "openvino":
@@ -216,22 +193,20 @@ def read_export(folder: Path) -> Export:
     return export
 
 
-def exported_files(folder: Path, parts: tuple[Convertible, Convertible]) -> tuple[Path, Path]:
-    """The encoder's and the decoder's file, when they are of the same weights as these networks.
+def exported_file(folder: Path, backbone: nn.Module) -> Path:
+    """The exported network's file, when it is of the same weights as this one.
 
     Raises:
-        CheckpointError: They are of other weights.
+        CheckpointError: It is of other weights, or there is no whole export.
     """
     export = read_export(folder)
-    stored = export.encoder_weights, export.decoder_weights
-    if stored != tuple(weights_digest(part) for part in parts):
+    if export.weights != weights_digest(backbone):
         raise CheckpointError(
             f"exported from other weights ({export.weights_source}) than those that the settings "
             "name; persam-video export makes it anew",
             path=folder,
         )
-    suffix = _SUFFIXES[export.format]
-    return folder / f"encoder{suffix}", folder / f"decoder{suffix}"
+    return folder / f"encoder{_SUFFIXES[export.format]}"
 
 
 def with_export(config: EncoderConfig) -> EncoderConfig:

@@ -58,11 +58,9 @@ def load_sam(config: EncoderConfig, *, progress: bool = True) -> tuple[SamImageE
         backbone.to(dtype=dtype).to(memory_format=torch.channels_last)
         encoder = SamImageEncoder(backbone, config.input_size, device, dtype, padding=padding)
         return encoder, decoder
-    from persam_video.sam.compiled_sam import compile_sam  # imports the runtime
+    from persam_video.sam.compilation import compile_backbone
 
-    compiled, decoder.compiled = compile_sam(
-        backbone, decoder.network, runtime, dtype, config.exported
-    )
+    compiled = compile_backbone(backbone, runtime, dtype, config.exported)
     return SamImageEncoder(compiled, config.input_size, device, padding=padding), decoder
 
 

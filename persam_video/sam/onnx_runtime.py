@@ -1,8 +1,7 @@
-"""onnxruntime: a network's file -> ready for one set of shapes. Imported only when it is used."""
+"""onnxruntime: a network's file -> ready for one input shape. Imported only when it is used."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -10,7 +9,7 @@ import onnxruntime
 import torch
 
 from persam_video.errors import CheckpointError
-from persam_video.sam.compiled import Run, Shapes
+from persam_video.sam.compiled import Run, Shape
 from persam_video.types import Float32Array
 
 
@@ -27,11 +26,11 @@ class OnnxRuntimeEngine:
     def __init__(self, file: Path) -> None:
         self._file = file
         try:
-            self._inputs = onnx.load(str(file)).graph.input
+            (self._input,) = onnx.load(str(file)).graph.input
         except Exception as error:  # protobuf's errors have no common base
             raise CheckpointError(f"not a whole .onnx file: {error}", path=file) from error
 
-    def compile(self, shapes: Shapes) -> Run:
+    def compile(self, shape: Shape) -> Run:
         """See ``compiled.Engine``; takes as many threads as torch does.
 
         Raises:
@@ -41,19 +40,17 @@ class OnnxRuntimeEngine:
         options.intra_op_num_threads = torch.get_num_threads()
         # Encoder and tracker share the cores: a thread that spins takes them from the other.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        for tensor, shape in zip(self._inputs, shapes, strict=True):
-            for dim, length in zip(tensor.type.tensor_type.shape.dim, shape, strict=True):
-                if dim.dim_param:
-                    options.add_free_dimension_override_by_name(dim.dim_param, length)
+        for dim, length in zip(self._input.type.tensor_type.shape.dim, shape, strict=True):
+            if dim.dim_param:
+                options.add_free_dimension_override_by_name(dim.dim_param, length)
         try:
             session = onnxruntime.InferenceSession(
                 str(self._file), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's errors have no common base
             raise CheckpointError(f"onnxruntime refuses it: {error}", path=self._file) from error
-        names = [tensor.name for tensor in self._inputs]
 
-        def run(arrays: Sequence[Float32Array]) -> list[Float32Array]:
-            return list(session.run(None, dict(zip(names, arrays, strict=True))))
+        def run(array: Float32Array) -> list[Float32Array]:
+            return list(session.run(None, {self._input.name: array}))
 
         return run

@@ -1,15 +1,14 @@
-"""OpenVINO: a network's file -> compiled for one set of shapes. Imported only when it is used."""
+"""OpenVINO: a network's file -> compiled for one input shape. Imported only when it is used."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import openvino
 import torch
 
 from persam_video.errors import CheckpointError, ConfigError
-from persam_video.sam.compiled import Run, Shapes
+from persam_video.sam.compiled import Run, Shape
 from persam_video.types import Float32Array
 
 
@@ -35,20 +34,19 @@ class OpenVinoEngine:
             told = str(error).strip().splitlines()[-1]
             raise CheckpointError(f"OpenVINO cannot read it: {told}", path=file) from error
 
-    def compile(self, shapes: Shapes) -> Run:
+    def compile(self, shape: Shape) -> Run:
         """See ``compiled.Engine``; takes as many threads as torch does.
 
         Raises:
-            CheckpointError: The network does not run at these shapes.
+            CheckpointError: The network does not run at this shape.
             ConfigError: The processor does not compute in this precision.
         """
         model = self._model.clone()
-        sizes = zip(model.inputs, shapes, strict=True)
         try:
-            model.reshape({port: openvino.PartialShape(list(shape)) for port, shape in sizes})
+            model.reshape(openvino.PartialShape(list(shape)))
         except RuntimeError as error:
             raise CheckpointError(
-                f"the network does not run at inputs of {shapes}: one of 8 bits runs at the size "
+                f"the network does not run at an input of {shape}: one of 8 bits runs at the size "
                 "of the frames that it was calibrated on only",
                 path=self._file,
             ) from error
@@ -59,7 +57,7 @@ class OpenVinoEngine:
                 "PERFORMANCE_HINT": "LATENCY",
                 "INFERENCE_PRECISION_HINT": self._type,
                 "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-                # Encoder and decoder run at the same time, each on a thread of its own.
+                # The tracker computes in torch at the same time, on the same cores.
                 "ENABLE_CPU_PINNING": False,
             },
         )
@@ -70,9 +68,9 @@ class OpenVinoEngine:
             )
         request = compiled.create_infer_request()
 
-        def run(arrays: Sequence[Float32Array]) -> list[Float32Array]:
+        def run(array: Float32Array) -> list[Float32Array]:
             # Outputs are copied out of the request's buffers, which the next call writes to.
-            results = request.infer(list(arrays), share_inputs=True, share_outputs=False)
+            results = request.infer([array], share_inputs=True, share_outputs=False)
             return [results[index] for index in range(len(compiled.outputs))]
 
         return run

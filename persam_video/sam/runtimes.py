@@ -1,4 +1,4 @@
-"""The runtimes that can take torch's place on a processor, and the choice among them."""
+"""The runtimes that can take torch's place for the image encoder, and the choice among them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from persam_video.sam.registry import DEFAULT_MODEL
 PRECISIONS = {"onnxruntime": ("float32",), "openvino": ("float32", "bfloat16")}
 """Runtime -> number formats that it computes in on a processor."""
 
-# Time of a frame's encoding and the decoding of one object as a share of torch's, whose encoder is
-# in the same number format: vit_t, a frame of 854 x 480, two cores of an Intel Xeon with AMX that
-# were busy with other work too, turns taken in one process; medians of 15 rounds, commit d6c7f7f:
+# Time of encoding a frame as a share of torch's in the same number format: vit_t, a frame of
+# 854 x 480, two cores of an Intel Xeon with AMX, turns taken in one process; medians of 15 rounds,
+# commit TODO-FIGURE:
 #     python tools/runtimes.py FRAME.jpg -o OUT --rounds 15
 # Without AMX only the float32 rows count, since "auto" is bfloat16 with AMX only.
 _MEASURED = {
-    ("openvino", "bfloat16"): 0.87,
-    ("openvino", "float32"): 0.94,
-    ("onnxruntime", "float32"): 1.17,
+    ("openvino", "bfloat16"): 0.7,
+    ("openvino", "float32"): 0.95,
+    ("onnxruntime", "float32"): 1.16,
 }
 _WORTH_IT = 0.9  # nearer to torch than this, rounds of one run disagree on which is faster
 _MEASURED_ON = ("x86_64", "AMD64")

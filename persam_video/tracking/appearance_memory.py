@@ -3,8 +3,9 @@
 The target model is linear: a thin part that looks like the background elsewhere is outvoted in it.
 Here every cell of a new frame takes its label from the most similar cells of the reference and of
 the latest frame (label propagation, as in Jabri et al., "Space-Time Correspondence as a Contrastive
-Random Walk", 2020, section 3.3, with SAM's features), so that an ear remains an ear as long as
-something looks more like it than like anything else.
+Random Walk", 2020, section 3.3, with SAM's features and without their choice of the k nearest,
+which costs more than it changes), so that an ear remains an ear as long as something looks more
+like it than like anything else.
 """
 
 from __future__ import annotations
@@ -12,14 +13,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_NEIGHBOURS = 5
-"""Remembered cells that a label is taken from."""
-_TEMPERATURE = 0.05
-"""Cosine by which one of them is more similar to weigh e times as much."""
+_TEMPERATURE = 0.03
+"""Cosine by which a remembered cell is more similar to weigh e times as much."""
 _MOST_CELLS = 3072
 """Remembered cells per frame; of a larger region every second, third, ... cell is remembered."""
 _CHUNK = 256
-"""Cells asked about at once, which bounds the memory of the comparison."""
+"""Cells asked about at once, so that what they are compared with stays in the processor's cache."""
 
 
 class AppearanceMemory:
@@ -55,13 +54,15 @@ class AppearanceMemory:
         entries = [e for e in (self._reference, self._latest) if e is not None]
         cells = torch.cat([e[0] for e in entries], dim=1)
         shares = torch.cat([e[1] for e in entries])
-        count = min(_NEIGHBOURS, len(shares))
+        asked = looks.T.contiguous()
+        buffer = looks.new_empty(min(_CHUNK, len(asked)), len(shares))
         scores = []
-        for start in range(0, looks.shape[1], _CHUNK):
-            asked = looks[:, start : start + _CHUNK]
-            similarity, index = (asked.T @ cells).topk(count, dim=1)
-            weights = (similarity / _TEMPERATURE).softmax(dim=1)
-            scores.append(2 * (weights * shares[index]).sum(dim=1) - 1)
+        for start in range(0, len(asked), _CHUNK):
+            chunk = asked[start : start + _CHUNK]
+            weights = torch.mm(chunk, cells, out=buffer[: len(chunk)])
+            # Cosines reach 1 and no more, so the exponential cannot overflow; the best is > e^-67.
+            weights.sub_(1).div_(_TEMPERATURE).exp_()
+            scores.append(2 * (weights @ shares) / weights.sum(dim=1) - 1)
         return torch.cat(scores)
 
 

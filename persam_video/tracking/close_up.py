@@ -23,7 +23,7 @@ from persam_video.sam.image_encoder import Encoder
 from persam_video.tracking.aggregation import moved_objects, soft_aggregate
 from persam_video.tracking.appearance_memory import AppearanceMemory
 from persam_video.tracking.features import GRID_STRIDE, FeatureSpace, FrameFeatures, grid_size
-from persam_video.tracking.grid import on_square, region_around
+from persam_video.tracking.grid import on_square, over_square, region_around
 from persam_video.tracking.objects import TrackedObject
 from persam_video.tracking.sharpening import sharpened
 from persam_video.tracking.target_model import TargetModel
@@ -190,7 +190,8 @@ class CloseUp:
         assert self._view is not None
         window, embedding, frame = self._view
         prior = on_square(self._prior(window, embedding, frame, logits)[None], embedding)
-        sharp = sharpened(prior, embedding, self._decoder, self._config)
+        inside = over_square(moved[window.slices], embedding)[None]
+        sharp = sharpened(prior, inside, embedding, self._decoder, self._config)
         refined = logits.clone()
         refined[window.slices] = upscale_logits(sharp[None], embedding)[0, 0]
         refined[window.slices] += moved[window.slices]

@@ -115,8 +115,8 @@ class PropagationMethod:
                 for obj, near in zip(objects, on_grid(moved, embedding), strict=True)
             ]
         )
-        logits = sharpened(on_square(prior, embedding), embedding, self._decoder, self._config)
-        logits = logits + moved
+        prior = on_square(prior, embedding)
+        logits = sharpened(prior, moved, embedding, self._decoder, self._config) + moved
         alike = relative_likeness(objects, logits, embedding)
         return logits, _certainty(logits) * (alike / _ALIKE).clamp(0, 1)
 

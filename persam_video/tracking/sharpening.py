@@ -6,21 +6,35 @@ import torch
 from torch import Tensor
 
 from persam_video.config import TrackConfig
+from persam_video.geometry import Window
 from persam_video.personalize.cascade import boxes_of_logits
 from persam_video.sam.decoder import PromptBatch, SamDecoder, cells_of_picture
 from persam_video.types import Candidates, Embedding
 
 _BELIEF = 0.3
 """Weight of SAM's predicted IoU against the agreement with the prior."""
+_MARGIN = 8
+"""Cells of the embedding around the prior's box that SAM's decoder sees; with more of them the
+masks are the same, with 4 thin parts are lost (docs/method.md)."""
+_STEP = 8
+"""Sizes of windows are multiples of this, so that objects of about one size are one batch."""
 
 
 def sharpened(
-    prior: Tensor, embedding: Embedding, decoder: SamDecoder, config: TrackConfig
+    prior: Tensor,
+    moved: Tensor,
+    embedding: Embedding,
+    decoder: SamDecoder,
+    config: TrackConfig,
 ) -> Tensor:
     """Blend the prior of N objects with the masks that SAM makes of it.
 
+    SAM's idea of a whole object can leave out what has folded or turned. So where the prior sees
+    the object and the background says that something has come, SAM takes nothing away.
+
     Args:
         prior: (N, 4h, 4w) float32 logits over the padded square.
+        moved: (N, 4h, 4w) float32 logits, from what has changed; from 1 on it counts in full.
         embedding: Of the picture.
         decoder: SAM's decoder.
         config: ``sam_logit_limit`` and the two of the agreement are used.
@@ -29,13 +43,33 @@ def sharpened(
         (N, 4h, 4w) float32 logits.
     """
     boxes = boxes_of_logits(prior, embedding)
-    candidates = decoder.decode(
-        embedding, PromptBatch(boxes_xyxy=boxes, mask_logits=prior[:, None])
-    )
+    prompts = PromptBatch(boxes_xyxy=boxes, mask_logits=prior[:, None])
+    windows = _windows_around(boxes, embedding)
+    candidates = decoder.decode_in_windows(embedding, prompts, windows)
     rows, columns = (4 * cells for cells in cells_of_picture(embedding))
     refined, share = _best_candidate(prior, candidates, (slice(rows), slice(columns)), config)
     limit = config.sam_logit_limit
-    return torch.lerp(prior, refined.clamp(-limit, limit), share[:, None, None])
+    refined = refined.clamp(-limit, limit)
+    spared = torch.lerp(refined, prior, moved.clamp(0, 1))
+    refined = torch.where((prior > 0) & (refined < 0), spared, refined)
+    return torch.lerp(prior, refined, share[:, None, None])
+
+
+def _windows_around(boxes_xyxy: Tensor, embedding: Embedding) -> list[Window]:
+    """(N, 4) boxes in input pixels -> N windows around them, in cells, inside the picture."""
+    stride = embedding.input_size // max(embedding.neck.shape[2:])
+    limits = cells_of_picture(embedding)[::-1]
+    windows = []
+    for box in boxes_xyxy.tolist():
+        starts, lengths = [], []
+        for low, high, limit in zip(box[:2], box[2:], limits, strict=True):
+            wanted = int(high) // stride - int(low) // stride + 1 + 2 * _MARGIN
+            length = min(limit, -(-wanted // _STEP) * _STEP)
+            start = (int(low) // stride + int(high) // stride + 1 - length) // 2
+            starts.append(max(0, min(start, limit - length)))
+            lengths.append(length)
+        windows.append(Window(*starts, *lengths))
+    return windows
 
 
 def _best_candidate(
