@@ -161,8 +161,19 @@ class TrackConfig(_Checked):
         low=0.0,
         high=8.0,
     )
+    grid_stride: int | None = setting(
+        None,
+        "track: input pixels per cell of the prior's grid, 4 or 8; 4 sees thin parts and takes "
+        "longer; none = 4 up to input_size 768, else 8",
+        low=4,
+        high=8,
+    )
     region_padding: int = setting(
-        9, "track: cells of 8 input pixels searched around the previous mask", low=1, high=256
+        9,
+        "track: how far around the previous mask the object is searched, in 128ths of the input's "
+        "side",
+        low=1,
+        high=128,
     )
     gain: float = setting(4.0, "track: logits per unit of the prior's score", low=0.1)
     logit_limit: float = setting(4.0, "track: limit of the prior's logits", low=0.5)
@@ -188,6 +199,11 @@ class TrackConfig(_Checked):
         low=0.0,
         high=1.0,
     )
+
+    def __post_init__(self) -> None:
+        _Checked.__post_init__(self)
+        if self.grid_stride not in (None, 4, 8):
+            raise ConfigError(f"grid_stride must be 4, 8 or none, got {self.grid_stride}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,8 +154,8 @@ def test_prior_both_halves_tell_the_object_of_a_real_frame(
     image = cv2.imread(str(davis_root / "JPEGImages/480p/hockey/00000.jpg"))[:, :, ::-1].copy()
     labels = read_label_map(davis_root / "Annotations/480p/hockey/00000.png") > 0
     embedding = encoder.encode(image)
-    frame = FeatureSpace.fit(embedding).features(embedding)
-    height, width = grid_size(embedding)
+    frame = FeatureSpace.fit(embedding, 8).features(embedding)
+    height, width = grid_size(embedding, 8)
     assert frame.cells.shape[1:] == frame.looks.shape[1:] == (height, width)
     assert torch.allclose(frame.looks.norm(dim=0), torch.ones(height, width), atol=1e-4)
 

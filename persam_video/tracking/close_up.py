@@ -22,8 +22,8 @@ from persam_video.sam.decoder import SamDecoder, upscale_logits
 from persam_video.sam.image_encoder import Encoder
 from persam_video.tracking.aggregation import moved_objects, soft_aggregate
 from persam_video.tracking.appearance_memory import AppearanceMemory
-from persam_video.tracking.features import GRID_STRIDE, FeatureSpace, FrameFeatures, grid_size
-from persam_video.tracking.grid import on_square, over_square, region_around
+from persam_video.tracking.features import FeatureSpace, FrameFeatures, grid_size, grid_stride
+from persam_video.tracking.grid import cells_of, on_square, over_square, region_around
 from persam_video.tracking.objects import TrackedObject
 from persam_video.tracking.sharpening import sharpened
 from persam_video.tracking.target_model import TargetModel
@@ -50,7 +50,7 @@ _DRIFT = 0.06
 _SPECK = 0.05
 """Parts under this share of the largest one do not widen the window."""
 _BAND = 9
-"""Cells of the window around the whole frame's mask in which the close-up's own models have a say;
+"""128ths of the window around the whole frame's mask in which the close-up's own models have a say;
 farther off they may take a background that they have never seen for the object."""
 _OWN = 0.5
 """Its weight against the whole frame there."""
@@ -173,7 +173,7 @@ class CloseUp:
             return False
         embedding = self._encoder.encode(window.cut(image_rgb))
         if self._space is None:
-            self._space = FeatureSpace.fit(embedding)
+            self._space = FeatureSpace.fit(embedding, grid_stride(self._config, embedding))
         self._view = window, embedding, self._space.features(embedding)
         return True
 
@@ -189,7 +189,8 @@ class CloseUp:
         """
         assert self._view is not None
         window, embedding, frame = self._view
-        prior = on_square(self._prior(window, embedding, frame, logits)[None], embedding)
+        stride = grid_stride(self._config, embedding)
+        prior = on_square(self._prior(window, embedding, frame, logits)[None], embedding, stride)
         inside = over_square(moved[window.slices], embedding)[None]
         sharp = sharpened(prior, inside, embedding, self._decoder, self._config)
         refined = logits.clone()
@@ -208,9 +209,11 @@ class CloseUp:
         window, embedding, frame = self._view
         if not (logits[window.slices] > 0).any():
             return
-        mask = _shrunk(logits.sigmoid()[window.slices], embedding)
-        others = _shrunk(rivals[window.slices].float(), embedding) > 0.5
-        region = region_around(mask, self._config.region_padding) | others
+        stride = grid_stride(self._config, embedding)
+        mask = _shrunk(logits.sigmoid()[window.slices], embedding, stride)
+        others = _shrunk(rivals[window.slices].float(), embedding, stride) > 0.5
+        padding = cells_of(self._config.region_padding, embedding, stride)
+        region = region_around(mask, padding) | others
         if self._model is None:
             self._model = TargetModel(self._config)
             self._model.fit(frame, mask, region, others)
@@ -228,12 +231,14 @@ class CloseUp:
     ) -> Tensor:
         """(h, w) logits on the window's feature grid, from the whole frame's and its own model."""
         config, limit = self._config, self._config.logit_limit
-        coarse = _shrunk(logits[window.slices], embedding).clamp(-limit, limit)
+        stride = grid_stride(config, embedding)
+        coarse = _shrunk(logits[window.slices], embedding, stride).clamp(-limit, limit)
         if self._model is None:
             return coarse
         # A thin object fills no cell, so a cell counts that one pixel of it lies in.
         inside = F.adaptive_max_pool2d((logits[window.slices] > 0).float()[None], coarse.shape)
-        region = F.max_pool2d(inside, 2 * _BAND + 1, stride=1, padding=_BAND)[0] > 0
+        band = cells_of(_BAND, embedding, stride)
+        region = F.max_pool2d(inside, 2 * band + 1, stride=1, padding=band)[0] > 0
         score = self._model.weights @ frame.cells[:, region]
         remembered = self._memory.score(frame.looks[:, region])
         score = torch.lerp(score, remembered, config.memory_share)
@@ -271,10 +276,10 @@ def _main_box(mask: BoolArray) -> Float32Array | None:
     return mask_to_box(mask)
 
 
-def _shrunk(pixels: Tensor, embedding: Embedding) -> Tensor:
+def _shrunk(pixels: Tensor, embedding: Embedding, stride: int) -> Tensor:
     """(H, W) float32 of the embedding's picture -> (h, w) averages over its feature grid."""
     height, width = embedding.input_hw
     inside = F.interpolate(pixels[None, None], (height, width), mode="bilinear", antialias=True)
-    rows, columns = grid_size(embedding)
-    edge = (0, columns * GRID_STRIDE - width, 0, rows * GRID_STRIDE - height)
-    return F.avg_pool2d(F.pad(inside, edge, mode="replicate"), GRID_STRIDE)[0, 0]
+    rows, columns = grid_size(embedding, stride)
+    edge = (0, columns * stride - width, 0, rows * stride - height)
+    return F.avg_pool2d(F.pad(inside, edge, mode="replicate"), stride)[0, 0]

@@ -14,16 +14,28 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
+from persam_video.config import TrackConfig
 from persam_video.types import Embedding
 
-GRID_STRIDE = 8
-"""Input pixels per cell of the feature grid."""
+_FINE_UP_TO = 768
+"""Input size up to which the grid is as fine as the encoder's finest map."""
 
 
-def grid_size(embedding: Embedding) -> tuple[int, int]:
+def grid_stride(config: TrackConfig, embedding: Embedding) -> int:
+    """Input pixels per cell of the feature grid.
+
+    A small input keeps about as many cells as a large one has: what is thin would be lost in cells
+    that show more of the frame.
+    """
+    if config.grid_stride is not None:
+        return config.grid_stride
+    return 4 if embedding.input_size <= _FINE_UP_TO else 8
+
+
+def grid_size(embedding: Embedding, stride: int) -> tuple[int, int]:
     """Rows and columns of the feature grid over the frame, without padding."""
     height, width = embedding.input_hw
-    return -(-height // GRID_STRIDE), -(-width // GRID_STRIDE)
+    return -(-height // stride), -(-width // stride)
 
 
 _CHANNELS = 256
@@ -54,27 +66,29 @@ class FeatureSpace:
     """Channel statistics and principal axes of the reference frame.
 
     Attributes:
+        stride: Input pixels per cell of the feature grid.
         means: One (C_i, 1, 1) float32 per map.
         deviations: One (C_i, 1, 1) float32 per map, > 0.
         axes: One (D, C_i) float32 per map; stacked along C_i they are the principal axes of the
             cells, the one with the largest variance first.
     """
 
+    stride: int
     means: tuple[Tensor, ...]
     deviations: tuple[Tensor, ...]
     axes: tuple[Tensor, ...]
 
     @classmethod
-    def fit(cls, embedding: Embedding) -> FeatureSpace:
+    def fit(cls, embedding: Embedding, stride: int) -> FeatureSpace:
         """Statistics over the cells of the reference frame."""
-        maps = [_crop_padding(m, embedding)[0] for m in _maps(embedding)]
+        maps = [_crop_padding(m, embedding)[0] for m in _maps(embedding, stride)]
         means = tuple(m.mean(dim=(1, 2), keepdim=True) for m in maps)
         deviations = tuple(m.std(dim=(1, 2), keepdim=True).clamp_min(1e-6) for m in maps)
-        whole = cls(means, deviations, ())
-        cells = torch.cat([_resized(m, s, embedding) for m, s in whole._unit_maps(embedding)])
+        whole = cls(stride, means, deviations, ())
+        cells = torch.cat([whole._resized(m, s, embedding) for m, s in whole._unit_maps(embedding)])
         flat = cells.flatten(1)
         axes = torch.linalg.eigh(flat @ flat.T)[1].flip(1)[:, :_CHANNELS].T
-        return cls(means, deviations, axes.split([len(m) for m in maps], dim=1))
+        return cls(stride, means, deviations, axes.split([len(m) for m in maps], dim=1))
 
     def features(self, embedding: Embedding) -> FrameFeatures:
         """All that is learnt from or scored in one frame, on the grid of ``grid_size``."""
@@ -83,7 +97,7 @@ class FeatureSpace:
         for (unit, stride), axes in zip(self._unit_maps(embedding), self.axes, strict=True):
             part = (axes @ unit.flatten(1)).view(-1, *unit.shape[1:])
             projected[stride] = projected[stride] + part if stride in projected else part
-        first, *others = (_resized(part, stride, embedding) for stride, part in projected.items())
+        first, *others = (self._resized(p, stride, embedding) for stride, p in projected.items())
         components = sum(others, first)
         cells = F.pad(components, (0, 0, 0, 0, 0, 1), value=1.0)
         flat = cells.flatten(1)
@@ -92,25 +106,24 @@ class FeatureSpace:
 
     def _unit_maps(self, embedding: Embedding) -> list[tuple[Tensor, int]]:
         """Per map (C_i, h_i, w_i) float32 without padding, unit length per cell, and its stride."""
-        maps = (_crop_padding(m, embedding) for m in _maps(embedding))
+        maps = (_crop_padding(m, embedding) for m in _maps(embedding, self.stride))
         return [
             (F.normalize((m - mean) / deviation, dim=0), stride)
             for (m, stride), mean, deviation in zip(maps, self.means, self.deviations, strict=True)
         ]
 
+    def _resized(self, m: Tensor, stride: int, embedding: Embedding) -> Tensor:
+        """(C, h', w') at a stride -> (C, h, w) over ``grid_size``."""
+        height, width = grid_size(embedding, self.stride)
+        if stride != self.stride:
+            scale = stride / self.stride
+            m = F.interpolate(m[None], scale_factor=scale, mode="bilinear", align_corners=False)[0]
+        return m[:, :height, :width]
 
-def _resized(m: Tensor, stride: int, embedding: Embedding) -> Tensor:
-    """(C, h', w') at a stride -> (C, h, w) over ``grid_size``."""
-    height, width = grid_size(embedding)
-    if stride != GRID_STRIDE:
-        scale = stride / GRID_STRIDE
-        m = F.interpolate(m[None], scale_factor=scale, mode="bilinear", align_corners=False)[0]
-    return m[:, :height, :width]
 
-
-def _maps(embedding: Embedding) -> tuple[Tensor, ...]:
-    """All maps of the encoder, none finer than the feature grid, and the neck."""
-    finest = embedding.input_size // GRID_STRIDE
+def _maps(embedding: Embedding, stride: int) -> tuple[Tensor, ...]:
+    """All maps of the encoder, none finer than this stride, and the neck."""
+    finest = embedding.input_size // stride
     stages = (F.avg_pool2d(m, max(1, max(m.shape[2:]) // finest)) for m in embedding.stages)
     return (*stages, embedding.neck)
 

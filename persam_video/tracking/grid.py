@@ -7,20 +7,20 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 from persam_video.sam.decoder import to_square
-from persam_video.tracking.features import GRID_STRIDE, grid_size
+from persam_video.tracking.features import grid_size
 from persam_video.types import Embedding
 
 
-def on_grid(square: Tensor, embedding: Embedding) -> Tensor:
+def on_grid(square: Tensor, embedding: Embedding, stride: int) -> Tensor:
     """(N, 4h, 4w) over the padded square -> (N, rows, columns), averaged over cells."""
-    height, width = grid_size(embedding)
-    cells = embedding.input_size // GRID_STRIDE
+    height, width = grid_size(embedding, stride)
+    cells = embedding.input_size // stride
     return F.adaptive_avg_pool2d(square, cells)[:, :height, :width]
 
 
-def on_square(grid: Tensor, embedding: Embedding) -> Tensor:
+def on_square(grid: Tensor, embedding: Embedding, stride: int) -> Tensor:
     """(N, rows, columns) of the feature grid -> (N, 4h, 4w) over the padded square."""
-    cells, side = embedding.input_size // GRID_STRIDE, embedding.input_size // 4
+    cells, side = embedding.input_size // stride, embedding.input_size // 4
     padded = to_square(grid[:, None], cells)
     return F.interpolate(padded, (side, side), mode="bilinear")[:, 0]
 
@@ -35,6 +35,11 @@ def over_square(picture: Tensor, embedding: Embedding) -> Tensor:
     )
     square[:height, :width] = resized[0, 0]
     return square
+
+
+def cells_of(length: float, embedding: Embedding, stride: int) -> int:
+    """A length in 128ths of the input's side, in cells of the feature grid."""
+    return round(length * embedding.input_size / (128 * stride))
 
 
 def region_around(mask: Tensor, padding: int) -> Tensor:

@@ -17,8 +17,14 @@ from torch import Tensor
 from persam_video.config import PersonalizeConfig, TrackConfig
 from persam_video.sam.decoder import SamDecoder
 from persam_video.tracking.aggregation import moved_objects
-from persam_video.tracking.features import FeatureSpace, FrameFeatures
-from persam_video.tracking.grid import on_grid, on_square, over_square, region_around
+from persam_video.tracking.features import FeatureSpace, FrameFeatures, grid_stride
+from persam_video.tracking.grid import (
+    cells_of,
+    on_grid,
+    on_square,
+    over_square,
+    region_around,
+)
 from persam_video.tracking.objects import TrackedObject
 from persam_video.tracking.persam import PersamMethod, relative_likeness, remember_likeness
 from persam_video.tracking.sharpening import sharpened
@@ -75,7 +81,7 @@ class PropagationMethod:
     def _features(self, embedding: Embedding) -> FrameFeatures:
         """The frame's features, computed once; the first frame asked for sets the statistics."""
         if self._space is None:
-            self._space = FeatureSpace.fit(embedding)
+            self._space = FeatureSpace.fit(embedding, grid_stride(self._config, embedding))
         if self._frame is None or self._frame[0] is not embedding:
             self._frame = embedding, self._space.features(embedding)
         return self._frame[1]
@@ -109,13 +115,10 @@ class PropagationMethod:
     ) -> tuple[Tensor, Tensor]:
         """``segment`` for objects that have a target model."""
         moved = self._moved(objects, embedding, change)
-        prior = torch.stack(
-            [
-                self._prior(obj, embedding, near)
-                for obj, near in zip(objects, on_grid(moved, embedding), strict=True)
-            ]
-        )
-        prior = on_square(prior, embedding)
+        stride = grid_stride(self._config, embedding)
+        near = on_grid(moved, embedding, stride)
+        priors = [self._prior(obj, embedding, m) for obj, m in zip(objects, near, strict=True)]
+        prior = on_square(torch.stack(priors), embedding, stride)
         logits = sharpened(prior, moved, embedding, self._decoder, self._config) + moved
         alike = relative_likeness(objects, logits, embedding)
         return logits, _certainty(logits) * (alike / _ALIKE).clamp(0, 1)
@@ -213,23 +216,28 @@ class PropagationMethod:
             Per object (h, w) share of each cell that is the object; (h, w) bool cells around it and
             of the other objects that are seen; (h, w) bool cells of these others.
         """
-        masks = on_grid(torch.stack([o.logits for o in objects]).sigmoid(), embedding)
+        stride = grid_stride(self._config, embedding)
+        masks = on_grid(torch.stack([o.logits for o in objects]).sigmoid(), embedding, stride)
         seen = torch.tensor([o.frames_lost == 0 for o in objects], device=masks.device)
         taken = (masks > 0.5) & seen[:, None, None]
         lessons = []
         for i, mask in enumerate(masks):
             rivals = torch.cat([taken[:i], taken[i + 1 :]]).any(dim=0)
-            lessons.append(
-                (mask, region_around(mask, self._config.region_padding) | rivals, rivals)
-            )
+            lessons.append((mask, self._around(mask, embedding) | rivals, rivals))
         return lessons
 
     def _search_region(self, obj: TrackedObject, embedding: Embedding) -> Tensor:
         """(h, w) bool cells in which the object may be; all of them once it is lost."""
-        mask = on_grid(obj.expected_logits().sigmoid()[None], embedding)[0]
+        stride = grid_stride(self._config, embedding)
+        mask = on_grid(obj.expected_logits().sigmoid()[None], embedding, stride)[0]
         if obj.frames_lost > 0:
             return torch.ones_like(mask, dtype=torch.bool)
-        return region_around(mask, self._config.region_padding)
+        return self._around(mask, embedding)
+
+    def _around(self, mask: Tensor, embedding: Embedding) -> Tensor:
+        """(h, w) bool cells of a mask on the feature grid and around it."""
+        stride = grid_stride(self._config, embedding)
+        return region_around(mask, cells_of(self._config.region_padding, embedding, stride))
 
 
 def _certainty(logits: Tensor) -> Tensor:
