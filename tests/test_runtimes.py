@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from persam_video.config import EncoderConfig
 from persam_video.errors import CheckpointError, ConfigError
-from persam_video.sam import compiled, models, runtimes, tiny_vit
+from persam_video.sam import compilation, compiled, models, runtimes, tiny_vit
 from persam_video.sam.compilation import compile_backbone, open_engine
 from persam_video.sam.compiled import CompiledBackbone
 from persam_video.sam.conversion import converted, identity, write_onnx
@@ -268,6 +268,7 @@ def test_openvino_precision_that_the_processor_lacks_is_an_error(
 def choose(monkeypatch: pytest.MonkeyPatch, installed: set[str], **settings: str) -> str:
     monkeypatch.setattr(runtimes, "is_installed", installed.__contains__)
     monkeypatch.setattr(runtimes.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(runtimes, "has_amx_bfloat16", lambda: True)
     config = EncoderConfig(**{"device": "cpu", "dtype": "float32", **settings})
     return models.resolve(config)[2]
 
@@ -294,12 +295,47 @@ def test_choose_runtime_auto_takes_the_fastest_measured_and_installed(
 
 def test_choose_runtime_auto_elsewhere_is_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtimes, "is_installed", lambda _: True)
+    monkeypatch.setattr(runtimes, "has_amx_bfloat16", lambda: True)
     monkeypatch.setattr(runtimes.platform, "machine", lambda: "x86_64")
     cuda = torch.device("cuda")
     assert runtimes.choose_runtime(EncoderConfig(), cuda, torch.bfloat16) == "torch"
     assert runtimes.choose_runtime(EncoderConfig(), CPU, torch.bfloat16) == "openvino"
     monkeypatch.setattr(runtimes.platform, "machine", lambda: "arm64")
     assert runtimes.choose_runtime(EncoderConfig(), CPU, torch.bfloat16) == "torch"
+    monkeypatch.setattr(runtimes.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(runtimes, "has_amx_bfloat16", lambda: False)
+    assert runtimes.choose_runtime(EncoderConfig(), CPU, torch.bfloat16) == "torch"
+
+
+def test_folder_of_a_runtimes_name_is_no_runtime(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "some_runtime").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not runtimes.is_installed("some_runtime")
+    assert runtimes.is_installed("numpy")
+
+
+def test_runtime_that_auto_took_and_that_fails_leaves_it_to_torch(
+    patches: Patches, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise ImportError("libopenvino.so: cannot open shared object file")
+
+    monkeypatch.setattr(compilation, "compile_backbone", broken)
+    assert models._compiled(patches, "openvino", torch.float32, None, chosen=False) is None
+    assert "torch runs instead: libopenvino.so" in caplog.text
+    with pytest.raises(ImportError):
+        models._compiled(patches, "openvino", torch.float32, None, chosen=True)
+
+
+def test_converted_file_that_is_damaged_is_made_anew(patches: Patches, cache: Path) -> None:
+    path = converted(patches)
+    path.write_bytes(b"")
+    backbone = compile_backbone(patches, "onnxruntime", torch.float32)
+    x = torch.rand(1, 3, 1024, 1024)  # the one size of what is no TinyViT
+    torch.testing.assert_close(backbone(x)[0], patches(x)[0])
+    assert path.stat().st_size > 0
 
 
 @pytest.mark.parametrize("runtime", sorted(BOTH))
@@ -333,7 +369,8 @@ def test_choose_runtime_in_a_number_format_it_lacks_is_an_error(
 
 
 def test_resolve_onnxruntime_auto_dtype_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "_has_amx_bfloat16", lambda: True)
+    monkeypatch.setattr(models, "has_amx_bfloat16", lambda: True)
+    monkeypatch.setattr(runtimes, "has_amx_bfloat16", lambda: True)
     config = models.resolved(EncoderConfig(device="cpu", runtime="onnxruntime"))
     assert (config.dtype, config.runtime) == ("float32", "onnxruntime")
 

@@ -143,7 +143,7 @@ def test_appearance_memory_large_region_is_thinned_to_a_fixed_size() -> None:
     memory = AppearanceMemory()
     memory.fit(looks, mask, torch.ones((100, 90), dtype=torch.bool))
     assert memory._reference is not None
-    assert memory._reference[0].shape == (4, 3000)
+    assert memory._reference[0].shape == (4, 3072)
     score = memory.score(looks.flatten(1))
     assert ((score > 0) == (mask.flatten() > 0)).float().mean() > 0.9
 

@@ -24,7 +24,7 @@ the cache has those files.
 int8 measures the range of every activation on frames of your own (--calibrate) and rounds
 weights and activations to 8 bits. It loses accuracy: hold it against float32 on clips
 with ground truth (tools/runtimes.py) before you use it. For OpenVINO it runs at the size of
-those frames only, so a mask must start it, no click.
+those frames only: from a mask, without a click, photo, close-up, persam or --padding.
 
 examples:
   persam-video export --format openvino -o vit_t_openvino

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from persam_video.errors import CheckpointError
 from persam_video.sam.compiled import CompiledBackbone, Engine
 from persam_video.sam.conversion import converted, identity
 from persam_video.sam.download import sha256_of
@@ -30,12 +31,23 @@ def compile_backbone(
     """
     precision = str(dtype).removeprefix("torch.")
     if exported is None:
-        file, made = converted(backbone), identity(backbone)
+        made = identity(backbone)
+        engine = _open_converted(backbone, runtime, precision)
     else:
         file = exported_file(Path(exported), backbone)
         made = " ".join(sha256_of(p) for p in (file, file.with_suffix(".bin")) if p.exists())
-    engine = open_engine(runtime, file, precision)
+        engine = open_engine(runtime, file, precision)
     return CompiledBackbone(engine, f"{runtime} {precision} {made}")
+
+
+def _open_converted(backbone: nn.Module, runtime: str, precision: str) -> Engine:
+    """Open the file of the cache; a damaged one is made anew once."""
+    file = converted(backbone)
+    try:
+        return open_engine(runtime, file, precision)
+    except CheckpointError:
+        file.unlink(missing_ok=True)
+        return open_engine(runtime, converted(backbone), precision)
 
 
 def open_engine(runtime: str, file: Path, precision: str) -> Engine:

@@ -21,7 +21,7 @@ Shape = tuple[int, ...]
 Run = Callable[[Float32Array], list[Float32Array]]
 """Contiguous array of the shape compiled for -> outputs in memory that no later call touches."""
 
-_SHAPES_KEPT = 4  # whole frames, their padded square, the windows of close-ups
+_SHAPES_KEPT = 16  # whole frames, their padded square, the windows of close-ups
 
 
 class Engine(Protocol):

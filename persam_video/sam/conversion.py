@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.jit._trace import TracerWarning
 
-from persam_video.errors import CheckpointError
+from persam_video.errors import CheckpointError, ConfigError
 from persam_video.files import atomic_path
 from persam_video.sam.checkpoints import cache_folder, cache_lock
 from persam_video.sam.image_encoder import VIT_INPUT_SIZE
@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 INPUT = "image"
 """Name of the input in the file."""
 _OPSET = 17
+_LARGEST = 2**31  # bytes of a protobuf message
 _SOURCES = ("conversion.py", "image_encoder.py", "tiny_vit.py")
 _EXAMPLE = {"height": 160, "width": 256}  # what is traced where any size will do
 
@@ -57,6 +58,10 @@ def write_onnx(backbone: nn.Module, path: Path) -> None:
     Raises:
         CheckpointError: The file cannot be written.
     """
+    if sum(p.numel() * p.element_size() for p in backbone.parameters()) >= _LARGEST:
+        raise ConfigError(
+            "the network is too large for an .onnx file (2 GiB); runtime torch has it"
+        )
     shape = input_shape(backbone)
     example = torch.zeros([_EXAMPLE[n] if isinstance(n, str) else n for n in shape])
     free = {axis: name for axis, name in enumerate(shape) if isinstance(name, str)}

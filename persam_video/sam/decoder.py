@@ -122,7 +122,9 @@ class SamDecoder:
         """
         grid = embedding.neck.shape[2:]
         rows, columns = grid if embedding.padding else cells_of_picture(embedding)
-        where = windows or [Window(0, 0, columns, rows)] * len(prompts)
+        where = windows
+        if where is None:
+            where = [Window(0, 0, columns, rows)] * len(prompts)
         sparse, dense = self._prompt_tokens(prompts, where)
         decoder = self.mask_decoder
         own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])

@@ -108,6 +108,7 @@ def write_export(
     check_precision(format_name, precision)
     if precision == "int8" and not calibration:
         raise ConfigError("int8 needs frames to be calibrated on, got none")
+    folder = folder.absolute()
     check_folder(folder)
     packages = ["persam-video", "torch", format_name]
     if precision == "int8":

@@ -1,4 +1,4 @@
-"""What a benchmark asks of the machine that the network runs on.
+"""What is asked of the machine that the network runs on.
 
 The questions about the GPU are for NVIDIA's; without one in use nothing happens there.
 """
@@ -11,6 +11,12 @@ import torch
 def processor_threads() -> int:
     """Threads that the network takes on the processor."""
     return torch.get_num_threads()
+
+
+def has_amx_bfloat16() -> bool:
+    """Whether the processor has it; no, where torch is too old to tell."""
+    capabilities = getattr(torch.cpu, "get_capabilities", None)
+    return capabilities is not None and bool(capabilities().get("amx_bf16", False))
 
 
 def gpu_name() -> str | None:

@@ -14,7 +14,8 @@ from persam_video.sam.architecture import build_sam
 from persam_video.sam.checkpoints import load_state_dict
 from persam_video.sam.decoder import SamDecoder
 from persam_video.sam.export import with_export
-from persam_video.sam.image_encoder import VIT_INPUT_SIZE, SamImageEncoder, VitBackbone
+from persam_video.sam.image_encoder import VIT_INPUT_SIZE, Backbone, SamImageEncoder, VitBackbone
+from persam_video.sam.machine import has_amx_bfloat16
 from persam_video.sam.registry import model_info
 from persam_video.sam.runtimes import choose_runtime
 from persam_video.sam.tiny_vit import TinyViT
@@ -54,14 +55,35 @@ def load_sam(config: EncoderConfig, *, progress: bool = True) -> tuple[SamImageE
     logger.info(
         "%s on %s, %s, %s, input %d", config.model, device, dtype, runtime, config.input_size
     )
-    if runtime == "torch":
-        backbone.to(dtype=dtype).to(memory_format=torch.channels_last)
-        encoder = SamImageEncoder(backbone, config.input_size, device, dtype, padding=padding)
-        return encoder, decoder
+    if runtime != "torch":
+        chosen = config.runtime != "auto" or config.exported is not None
+        compiled = _compiled(backbone, runtime, dtype, config.exported, chosen)
+        if compiled is not None:
+            return SamImageEncoder(compiled, config.input_size, device, padding=padding), decoder
+    backbone.to(dtype=dtype).to(memory_format=torch.channels_last)
+    encoder = SamImageEncoder(backbone, config.input_size, device, dtype, padding=padding)
+    return encoder, decoder
+
+
+def _compiled(
+    backbone: torch.nn.Module,
+    runtime: str,
+    dtype: torch.dtype,
+    exported: str | None,
+    chosen: bool,
+) -> Backbone | None:
+    """The encoder in another runtime; None where that fails and the user has not chosen it."""
     from persam_video.sam.compilation import compile_backbone
 
-    compiled = compile_backbone(backbone, runtime, dtype, config.exported)
-    return SamImageEncoder(compiled, config.input_size, device, padding=padding), decoder
+    if chosen:
+        return compile_backbone(backbone, runtime, dtype, exported)
+    try:
+        compiled = compile_backbone(backbone, runtime, dtype)
+        compiled(torch.zeros(1, 3, 64, 64))  # what does not work fails with the first input
+    except Exception as error:  # an optional package that is broken must not stop torch
+        logger.warning("runtime %s does not work here, torch runs instead: %s", runtime, error)
+        return None
+    return compiled
 
 
 def _check_input_size(config: EncoderConfig) -> None:
@@ -101,7 +123,7 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
         return _DTYPES[name]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    if device.type == "cpu" and _has_amx_bfloat16():
+    if device.type == "cpu" and has_amx_bfloat16():
         return torch.bfloat16
     return torch.float32
 
@@ -125,9 +147,3 @@ def resolved(config: EncoderConfig) -> EncoderConfig:
     """These settings with the number format and the runtime that "auto" comes to here."""
     _, dtype, runtime = resolve(config)
     return replace(config, dtype=str(dtype).removeprefix("torch."), runtime=runtime)
-
-
-def _has_amx_bfloat16() -> bool:
-    """Whether the processor has it; no, where torch is too old to tell."""
-    capabilities = getattr(torch.cpu, "get_capabilities", None)
-    return capabilities is not None and bool(capabilities().get("amx_bf16", False))

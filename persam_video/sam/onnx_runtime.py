@@ -26,9 +26,12 @@ class OnnxRuntimeEngine:
     def __init__(self, file: Path) -> None:
         self._file = file
         try:
-            (self._input,) = onnx.load(str(file)).graph.input
+            (image,) = onnx.load(str(file)).graph.input
         except Exception as error:  # protobuf's errors have no common base
             raise CheckpointError(f"not a whole .onnx file: {error}", path=file) from error
+        # Not the message itself, which would hold the whole file in memory.
+        self._name = image.name
+        self._free = [dim.dim_param for dim in image.type.tensor_type.shape.dim]
 
     def compile(self, shape: Shape) -> Run:
         """See ``compiled.Engine``; takes as many threads as torch does.
@@ -40,9 +43,9 @@ class OnnxRuntimeEngine:
         options.intra_op_num_threads = torch.get_num_threads()
         # Encoder and tracker share the cores: a thread that spins takes them from the other.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        for dim, length in zip(self._input.type.tensor_type.shape.dim, shape, strict=True):
-            if dim.dim_param:
-                options.add_free_dimension_override_by_name(dim.dim_param, length)
+        for name, length in zip(self._free, shape, strict=True):
+            if name:
+                options.add_free_dimension_override_by_name(name, length)
         try:
             session = onnxruntime.InferenceSession(
                 str(self._file), options, providers=["CPUExecutionProvider"]
@@ -51,6 +54,6 @@ class OnnxRuntimeEngine:
             raise CheckpointError(f"onnxruntime refuses it: {error}", path=self._file) from error
 
         def run(array: Float32Array) -> list[Float32Array]:
-            return list(session.run(None, {self._input.name: array}))
+            return list(session.run(None, {self._name: array}))
 
         return run

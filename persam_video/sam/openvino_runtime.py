@@ -50,22 +50,24 @@ class OpenVinoEngine:
                 "of the frames that it was calibrated on only",
                 path=self._file,
             ) from error
-        compiled = self._core.compile_model(
-            model,
-            "CPU",
-            {
-                "PERFORMANCE_HINT": "LATENCY",
-                "INFERENCE_PRECISION_HINT": self._type,
-                "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-                # The tracker computes in torch at the same time, on the same cores.
-                "ENABLE_CPU_PINNING": False,
-            },
+        settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": self._type,
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            # The tracker computes in torch at the same time, on the same cores.
+            "ENABLE_CPU_PINNING": False,
+        }
+        refusal = (
+            f"OpenVINO does not compute in {self._precision} on this processor; dtype float32 "
+            "does, or runtime torch"
         )
+        try:
+            compiled = self._core.compile_model(model, "CPU", settings)
+        except RuntimeError as error:
+            told = str(error).strip().splitlines()[-1]
+            raise ConfigError(f"{refusal} ({told})") from error
         if compiled.get_property("INFERENCE_PRECISION_HINT") != self._type:
-            raise ConfigError(
-                f"OpenVINO does not compute in {self._precision} on this processor; dtype float32 "
-                "does, or runtime torch"
-            )
+            raise ConfigError(refusal)
         request = compiled.create_infer_request()
 
         def run(array: Float32Array) -> list[Float32Array]:

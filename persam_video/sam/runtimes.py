@@ -9,6 +9,7 @@ import torch
 
 from persam_video.config import EncoderConfig
 from persam_video.errors import ConfigError
+from persam_video.sam.machine import has_amx_bfloat16
 from persam_video.sam.registry import DEFAULT_MODEL
 
 PRECISIONS = {"onnxruntime": ("float32",), "openvino": ("float32", "bfloat16")}
@@ -54,7 +55,8 @@ def choose_runtime(config: EncoderConfig, device: torch.device, dtype: torch.dty
 
 
 def _fastest(precision: str) -> str:
-    if platform.machine() not in _MEASURED_ON:
+    slow = precision == "bfloat16" and not has_amx_bfloat16()
+    if slow or platform.machine() not in _MEASURED_ON:
         return "torch"
     shares = {
         runtime: share
@@ -79,7 +81,8 @@ def _check(runtime: str, device: torch.device, precision: str) -> None:
 
 def is_installed(package: str) -> bool:
     """Whether a package could be imported; it is not."""
-    return find_spec(package) is not None
+    spec = find_spec(package)
+    return spec is not None and spec.origin is not None  # a folder of that name has none
 
 
 def require_installed(package: str, extra: str | None = None) -> None:

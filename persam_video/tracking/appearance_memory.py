@@ -16,7 +16,7 @@ from torch import Tensor
 _TEMPERATURE = 0.03
 """Cosine by which a remembered cell is more similar to weigh e times as much."""
 _MOST_CELLS = 3072
-"""Remembered cells per frame; of a larger region every second, third, ... cell is remembered."""
+"""Remembered cells per frame; of a larger region so many, evenly spread, are remembered."""
 _CHUNK = 256
 """Cells asked about at once, so that what they are compared with stays in the processor's cache."""
 
@@ -68,5 +68,8 @@ class AppearanceMemory:
 
 def _entry(looks: Tensor, mask: Tensor, region: Tensor) -> tuple[Tensor, Tensor]:
     """(D, M) features and (M,) shares of the region's cells."""
-    step = -(-int(region.sum()) // _MOST_CELLS)
-    return looks[:, region][:, ::step], mask[region][::step]
+    cells = region.flatten().nonzero()[:, 0]
+    kept = min(len(cells), _MOST_CELLS)
+    # Not every second or third: in a grid of rows such steps can miss a thin object altogether.
+    cells = cells[torch.arange(kept, device=cells.device) * len(cells) // max(1, kept)]
+    return looks.flatten(1)[:, cells], mask.flatten()[cells]

@@ -238,7 +238,8 @@ class CloseUp:
         # A thin object fills no cell, so a cell counts that one pixel of it lies in.
         inside = F.adaptive_max_pool2d((logits[window.slices] > 0).float()[None], coarse.shape)
         band = cells_of(_BAND, embedding, stride)
-        region = F.max_pool2d(inside, 2 * band + 1, stride=1, padding=band)[0] > 0
+        rows = F.max_pool2d(inside, (2 * band + 1, 1), stride=1, padding=(band, 0))
+        region = F.max_pool2d(rows, (1, 2 * band + 1), stride=1, padding=(0, band))[0] > 0
         score = self._model.weights @ frame.cells[:, region]
         remembered = self._memory.score(frame.looks[:, region])
         score = torch.lerp(score, remembered, config.memory_share)

@@ -38,8 +38,8 @@ def over_square(picture: Tensor, embedding: Embedding) -> Tensor:
 
 
 def cells_of(length: float, embedding: Embedding, stride: int) -> int:
-    """A length in 128ths of the input's side, in cells of the feature grid."""
-    return round(length * embedding.input_size / (128 * stride))
+    """A length in 128ths of the input's side, in cells of the feature grid, at least one."""
+    return max(1, round(length * embedding.input_size / (128 * stride)))
 
 
 def region_around(mask: Tensor, padding: int) -> Tensor:

@@ -18,6 +18,7 @@ from persam_video.types import BoolArray, ObjectState
 
 _LIKENESS_RATE = 0.2
 _MOST_FRAMES = 5  # a velocity says little about a place longer after
+_LEAP = 2  # times the area it had a frame ago
 _STRAY = 0.02  # an object that moves smoothly overlaps its own expected place by more
 
 
@@ -92,10 +93,12 @@ class TrackedObject:
 
 
 def without_strays(logits: Tensor, objects: list[TrackedObject]) -> Tensor:
-    """Take the parts off the masks that could as well be another object that is not held firmly.
+    """Take the parts off the masks that are likely something else.
 
-    While one object is lost or uncertain, another one that looks like it would take it over: its
-    mask may not have parts then that do not touch where the object itself is expected.
+    While one object is lost or uncertain, another one that looks like it would take it over; and
+    an object that more than doubles from one frame to the next has rather been joined by what has
+    just come into the picture. Its mask may not have parts then that do not touch where the object
+    itself is expected.
 
     Args:
         logits: (N, 4h, 4w) float32, masks of a new frame.
@@ -107,7 +110,8 @@ def without_strays(logits: Tensor, objects: list[TrackedObject]) -> Tensor:
     unsure = [obj.state is not ObjectState.TRACKED for obj in objects]
     kept = logits.clone()
     for mask, obj, itself in zip(kept, objects, unsure, strict=True):
-        if obj.frames_lost > 0 or sum(unsure) - itself == 0:
+        leaps = int((mask > 0).sum()) > _LEAP * int((obj.logits > 0).sum())
+        if obj.frames_lost > 0 or not (leaps or sum(unsure) - itself > 0):
             continue
         parts, count = ndimage.label((mask > 0).cpu().numpy())
         if count < 2:

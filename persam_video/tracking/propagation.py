@@ -35,7 +35,8 @@ _ALIKE = 0.5
 """Share of the running likeness from which on the features do not speak against the object."""
 
 _GAP = 2
-"""Cells by which parts of one place are grown, so that those nearer than twice that are one."""
+"""128ths of the input's side by which parts of one place are grown, so that those nearer than twice
+that are one."""
 
 
 class PropagationMethod:
@@ -161,10 +162,13 @@ class PropagationMethod:
         prior[region] = (config.gain * score).clamp(-limit, limit) + moved[region]
         prior = prior.clamp(-limit, limit)
         if obj.frames_lost > 0:
-            prior = self._best_place(obj, prior, frame)
+            gap = cells_of(_GAP, embedding, grid_stride(config, embedding))
+            prior = self._best_place(obj, prior, frame, gap)
         return prior
 
-    def _best_place(self, obj: TrackedObject, prior: Tensor, frame: FrameFeatures) -> Tensor:
+    def _best_place(
+        self, obj: TrackedObject, prior: Tensor, frame: FrameFeatures, gap: int
+    ) -> Tensor:
         """Leave one place of those where a lost object could be: the one with the most evidence.
 
         In a whole frame other things look like parts of it; taken in with it, they would be learnt.
@@ -175,12 +179,13 @@ class PropagationMethod:
             obj: The object.
             prior: (h, w) logits over the whole frame.
             frame: The frame's features.
+            gap: Cells by which parts are grown to become one place.
 
         Returns:
             (h, w) logits.
         """
         inside = prior > 0
-        grown = ndimage.binary_dilation(inside.cpu().numpy(), iterations=_GAP)
+        grown = ndimage.binary_dilation(inside.cpu().numpy(), iterations=gap)
         places, count = ndimage.label(grown)
         if count < 2:
             return prior
