@@ -349,7 +349,7 @@ def test_lost_object_is_searched_in_the_place_with_the_most_evidence() -> None:
     found = method._best_place(obj, prior, frame, 2)
     assert torch.equal(found > 0, prior > 1)
     alone = torch.where(prior > 1, prior, -4.0)
-    assert torch.equal(method._best_place(obj, alone, frame), alone)
+    assert torch.equal(method._best_place(obj, alone, frame, 2), alone)
 
 
 def test_motion_constant_velocity_moves_the_mask() -> None:
