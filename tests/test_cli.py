@@ -159,7 +159,7 @@ def test_shipped_configs_hold_the_defaults() -> None:
     pinned = EncoderConfig(device="cpu", dtype="float32", runtime="torch")
     assert load_config(PROJECT_ROOT / "configs/davis.toml") == Config(encoder=pinned)
     accurate = load_config(PROJECT_ROOT / "configs/accurate.toml")
-    assert accurate == Config(track=TrackConfig(close_up=True, grid_stride=4))
+    assert accurate == Config(track=TrackConfig(close_up=True))
     fast = load_config(PROJECT_ROOT / "configs/fast.toml")
     assert fast == Config(encoder=EncoderConfig(input_size=576))
 
