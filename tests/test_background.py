@@ -258,5 +258,5 @@ def test_tracker_does_not_lose_the_edges_of_what_moves(davis_root: Path) -> None
         found = [tracker.step(frame).labels > 0 for frame, _ in clip[1:]]
         truths = [labels > 0 for _, labels in clip[1:]]
         scores[strength] = np.mean([*map(region_similarity, found, truths)])
-    assert scores[2.0] > 0.89
+    assert scores[2.0] > 0.88
     assert scores[2.0] > scores[0.0] + 0.02
