@@ -265,10 +265,18 @@ def test_openvino_precision_that_the_processor_lacks_is_an_error(
 # The choice
 
 
+TABLE = {
+    ("openvino", "bfloat16"): 0.6,
+    ("openvino", "float32"): 0.95,
+    ("onnxruntime", "float32"): 1.2,
+}
+
+
 def choose(monkeypatch: pytest.MonkeyPatch, installed: set[str], **settings: str) -> str:
     monkeypatch.setattr(runtimes, "is_installed", installed.__contains__)
     monkeypatch.setattr(runtimes.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(runtimes, "has_amx_bfloat16", lambda: True)
+    monkeypatch.setattr(runtimes, "_MEASURED", TABLE)
     config = EncoderConfig(**{"device": "cpu", "dtype": "float32", **settings})
     return models.resolve(config)[2]
 
@@ -296,6 +304,7 @@ def test_choose_runtime_auto_takes_the_fastest_measured_and_installed(
 def test_choose_runtime_auto_elsewhere_is_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtimes, "is_installed", lambda _: True)
     monkeypatch.setattr(runtimes, "has_amx_bfloat16", lambda: True)
+    monkeypatch.setattr(runtimes, "_MEASURED", TABLE)
     monkeypatch.setattr(runtimes.platform, "machine", lambda: "x86_64")
     cuda = torch.device("cuda")
     assert runtimes.choose_runtime(EncoderConfig(), cuda, torch.bfloat16) == "torch"

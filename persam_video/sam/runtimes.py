@@ -16,12 +16,12 @@ PRECISIONS = {"onnxruntime": ("float32",), "openvino": ("float32", "bfloat16")}
 """Runtime -> number formats that it computes in on a processor."""
 
 # Time of encoding a frame as a share of torch's in the same number format: vit_t, a frame of
-# 854 x 480, two cores of an Intel Xeon with AMX, turns taken in one process; medians of 15 rounds,
-# commit TODO-FIGURE:
+# 854 x 480, two cores of an Intel Xeon with AMX, busy with other work too, turns taken in one
+# process; medians of 15 rounds, commit d6c7f7f:
 #     python tools/runtimes.py FRAME.jpg -o OUT --rounds 15
 # Without AMX only the float32 rows count, since "auto" is bfloat16 with AMX only.
 _MEASURED = {
-    ("openvino", "bfloat16"): 0.7,
+    ("openvino", "bfloat16"): 0.94,
     ("openvino", "float32"): 0.95,
     ("onnxruntime", "float32"): 1.16,
 }
