@@ -15,7 +15,7 @@ _BELIEF = 0.3
 """Weight of SAM's predicted IoU against the agreement with the prior."""
 _MARGIN = 8
 """Cells of the embedding around the prior's box that SAM's decoder sees; with more of them the
-masks are the same, with 4 thin parts are lost (docs/method.md)."""
+masks are about the same, with 4 thin parts are lost."""
 _STEP = 8
 """Sizes of windows are multiples of this, so that objects of about one size are one batch."""
 
