@@ -175,6 +175,13 @@ class TrackConfig(_Checked):
         low=1,
         high=128,
     )
+    crop_padding: int = setting(
+        24,
+        "track: how far around the objects' expected places a frame is encoded, in 128ths of the "
+        "input's side; 0 = whole frames",
+        low=0,
+        high=128,
+    )
     gain: float = setting(4.0, "track: logits per unit of the prior's score", low=0.1)
     logit_limit: float = setting(4.0, "track: limit of the prior's logits", low=0.5)
     sam_logit_limit: float = setting(8.0, "track: limit of the SAM decoder's logits", low=0.5)

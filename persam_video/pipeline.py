@@ -23,6 +23,7 @@ from persam_video.errors import PersamError, PromptError
 from persam_video.references.masks import check_mask_size
 from persam_video.sinks import MultiSink, Sink
 from persam_video.types import (
+    Box,
     Embedding,
     Frame,
     ObjectState,
@@ -118,25 +119,35 @@ def track(
         labels = None
         if photo is None:
             labels = reference_labels(tracker, reference, first.image_rgb)
-        embeddings = _encoded(chain((first,), frames), tracker)
+        # What is encoded of a frame depends on where the objects were two frames before.
+        boxes = _Channel[Box](3)
+        for box in tracker.planned if labels is None else [tracker.box_around(labels)]:
+            boxes.put(box)
+        embeddings = _encoded(chain((first,), frames), boxes, tracker)
         with closing(_ahead(embeddings, ENCODE_AHEAD, "persam-encoder")) as encoded:
-            for frame, embedding in encoded:
-                with _telling(frame, "tracking"):
-                    if labels is None:
-                        result = tracker.step(frame, embedding)
-                    else:
-                        result = tracker.start(frame, labels, embedding)
-                yield frame, result
-                labels = None
+            try:
+                for frame, embedding in encoded:
+                    with _telling(frame, "tracking"):
+                        if labels is None:
+                            result = tracker.step(frame, embedding)
+                            boxes.put(tracker.planned[1])
+                        else:
+                            result = tracker.start(frame, labels, embedding)
+                            for box in tracker.planned:
+                                boxes.put(box)
+                    yield frame, result
+                    labels = None
+            finally:
+                boxes.end()  # the encoder may be waiting for one
 
 
 def _encoded(
-    frames: Iterable[Frame], tracker: Tracker
+    frames: Iterable[Frame], boxes: Iterable[Box], tracker: Tracker
 ) -> Generator[tuple[Frame, Embedding], None, None]:
-    """Each frame with its embedding."""
-    for frame in frames:
+    """Each frame with its embedding, of as much of it as is needed."""
+    for frame, box_xyxy in zip(frames, boxes, strict=False):
         with _telling(frame, "encoding"):
-            embedding = tracker.encode(frame.image_rgb)
+            embedding = tracker.encode(frame.image_rgb, box_xyxy)
         yield frame, embedding
 
 

@@ -21,9 +21,15 @@ from persam_video.errors import PersamError, PromptError
 if TYPE_CHECKING:
     import torch
 
+    from persam_video.geometry import Window
+
 UInt8Array = NDArray[np.uint8]
 Float32Array = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]
+
+Box = Float32Array | None
+"""What is needed of a picture: (4,) float32 x1, y1, x2, y2 in its pixels, which may reach beyond
+it; None = all of it."""
 
 VOID = 255
 """Label value that DAVIS uses for "do not count"; never an object id."""
@@ -186,13 +192,15 @@ class Embedding:
         neck: (1, 256, h, w) float32 over the padded square, SAM's image embedding, what the mask
             decoder reads.
         stages: Intermediate maps of the encoder, finest first, each (1, C_i, h_i, w_i) float32
-            over the padded square or over no more than the frame; may be empty.
+            over the padded square or over no more than what was encoded; may be empty.
         source_hw: Height and width of the frame in source pixels.
         input_hw: Height and width of the frame inside the network's square input; the rest of the
             square (right and bottom) is padding.
         input_size: Side of the network's square input in pixels.
         padding: Whether the padding was encoded as well, as SAM does. If not, ``neck`` is 0 there
             and the decoder leaves it out too.
+        window: Cells of ``neck`` that were encoded, where that is only a part of the frame; the
+            others are 0.
     """
 
     neck: torch.Tensor
@@ -201,6 +209,7 @@ class Embedding:
     input_hw: tuple[int, int]
     input_size: int
     padding: bool = True
+    window: Window | None = None
 
     def __post_init__(self) -> None:
         if max(self.input_hw) > self.input_size:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from persam_video.types import (
+    Box,
     Frame,
     ObjectState,
     Prompt,
@@ -45,8 +46,15 @@ class FakeTracker:
     def reset(self) -> None:
         self.object_ids = ()
 
-    def encode(self, image_rgb: UInt8Array) -> SimpleNamespace:
+    def encode(self, image_rgb: UInt8Array, box_xyxy: Box = None) -> SimpleNamespace:
         return self.encoder.encode(image_rgb)
+
+    @property
+    def planned(self) -> tuple[Box, Box]:
+        return None, None
+
+    def box_around(self, labels: UInt8Array) -> Box:
+        return None
 
     def start(
         self, frame: Frame, labels: UInt8Array, embedding: SimpleNamespace | None = None

@@ -14,8 +14,9 @@ from torch import nn
 
 import persam_video as pv
 from persam_video.sam.compiled import CompiledBackbone
+from persam_video.sam.decoder import cells_of_picture
 from persam_video.sam.image_encoder import SamImageEncoder
-from persam_video.types import Embedding, UInt8Array
+from persam_video.types import Embedding, Float32Array, UInt8Array
 
 _CELL = 16
 """Input pixels per cell of the coarsest map."""
@@ -34,10 +35,13 @@ def code_version(*rooms: str) -> str:
 
 @dataclass(slots=True)
 class Use:
-    """Of a cache: seconds spent in it, pictures asked for, pictures that had to be encoded."""
+    """Of a cache: seconds spent in it, pictures asked for, pictures that had to be encoded.
+
+    Of the second a part counts as its share of the picture.
+    """
 
     seconds: float = 0.0
-    calls: int = 0
+    calls: float = 0.0
     misses: int = 0
 
 
@@ -72,6 +76,21 @@ class CachedEncoder:
         padded = copy.copy(self)
         padded._encoder = self._encoder.with_padding()
         return padded
+
+    @property
+    def encodes_parts(self) -> bool:
+        """As of the encoder."""
+        return self._encoder.encodes_parts
+
+    def encode_part(self, image_rgb: UInt8Array, box_xyxy: Float32Array) -> Embedding:
+        """As ``SamImageEncoder.encode_part``; not kept, since every variant cuts its own parts."""
+        begin = time.perf_counter()
+        embedding = self._encoder.encode_part(image_rgb, box_xyxy)
+        window, (rows, columns) = embedding.window, cells_of_picture(embedding)
+        self.use.calls += 1 if window is None else window.width * window.height / (rows * columns)
+        self.use.misses += 1
+        self.use.seconds += time.perf_counter() - begin
+        return embedding
 
     def encode(self, image_rgb: UInt8Array) -> Embedding:
         """As ``Encoder.encode``, but for the rounding to float16."""

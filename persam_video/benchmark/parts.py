@@ -24,7 +24,7 @@ Place = tuple[Any, str]
 
 STEP_PARTS: Mapping[str, tuple[Place, ...]] = {
     "preprocess": ((SamImageEncoder, "preprocess"),),
-    "encoder": ((SamImageEncoder, "encode"),),
+    "encoder": ((SamImageEncoder, "encode"), (SamImageEncoder, "encode_part")),
     "prior": ((PropagationMethod, "segment"), (PersamMethod, "segment"), (Background, "look")),
     "decoder": ((SamDecoder, "decode"),),
     "close_up": ((CloseUps, "refine"),),

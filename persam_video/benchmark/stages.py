@@ -31,7 +31,15 @@ from persam_video.pipeline import RunSummary, peak_memory, reference_labels
 from persam_video.sam.machine import forget_peak_gpu_memory, gpu_name, peak_gpu_memory
 from persam_video.sinks import OverlayVideoSink, PalettePngSink, Sink
 from persam_video.sources import Source
-from persam_video.types import Frame, ObjectState, Reference, TrackResult, UInt8Array, VideoInfo
+from persam_video.types import (
+    Box,
+    Frame,
+    ObjectState,
+    Reference,
+    TrackResult,
+    UInt8Array,
+    VideoInfo,
+)
 
 if TYPE_CHECKING:
     from persam_video.tracking.tracker import Tracker
@@ -211,8 +219,9 @@ class StageBench:
         self, frame: Frame, samples: _Samples, seconds: dict[str, float], encode_first: bool
     ) -> TrackResult:
         """The bare encoder, and the tracker; ``seconds`` are those of the parts."""
+        box = self._tracker.planned[0]
         if encode_first:
-            samples.encode.append(_time_encoder(self._tracker, frame))
+            samples.encode.append(_time_encoder(self._tracker, frame, box))
         seconds.update(dict.fromkeys(seconds, 0.0))
         begun = time.perf_counter()
         result = self._tracker.step(frame)
@@ -220,7 +229,7 @@ class StageBench:
         samples.track.append(tracked)
         samples.parts.append({**seconds, "other": tracked - sum(seconds.values())})
         if not encode_first:
-            samples.encode.append(_time_encoder(self._tracker, frame))
+            samples.encode.append(_time_encoder(self._tracker, frame, box))
         return result
 
     def _end_to_end(self, samples: _Samples, run: Run) -> None:
@@ -308,9 +317,9 @@ class _Clock:
         self.close()
 
 
-def _time_encoder(tracker: Tracker, frame: Frame) -> float:
+def _time_encoder(tracker: Tracker, frame: Frame, box_xyxy: Box) -> float:
     begun = time.perf_counter()
-    embedding = tracker.encode(frame.image_rgb)
+    embedding = tracker.encode(frame.image_rgb, box_xyxy)
     float(embedding.neck.flatten()[0])  # an accelerator works on its own until a value is asked for
     return time.perf_counter() - begun
 

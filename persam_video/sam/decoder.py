@@ -77,6 +77,12 @@ def cells_of_picture(embedding: Embedding) -> tuple[int, int]:
     return -(-height // stride), -(-width // stride)
 
 
+def window_seen(embedding: Embedding) -> Window:
+    """Cells of ``embedding.neck`` that show anything: the picture, or what was encoded of it."""
+    rows, columns = cells_of_picture(embedding)
+    return embedding.window or Window(0, 0, columns, rows)
+
+
 class SamDecoder:
     """Prompts + embedding -> candidate masks.
 

@@ -12,11 +12,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 from persam_video.errors import ConfigError
-from persam_video.geometry import fit_longest_side
-from persam_video.types import Embedding, UInt8Array
+from persam_video.geometry import Window, fit_longest_side, scale_box
+from persam_video.types import Embedding, Float32Array, UInt8Array
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
+
+_CELL = 16
+"""Input pixels per cell of the embedding."""
+_STEP = 7
+"""Cells that a part begins and ends at multiples of: TinyViT's attention windows are 7 and 14."""
+_PART = 0.8
+"""Share of the picture from which on all of it is encoded."""
 
 VIT_INPUT_SIZE = 1024
 """Side of the square input that ViT-B, -L and -H were trained for, and the only one they take."""
@@ -31,6 +38,18 @@ class Encoder(Protocol):
 
     def encode(self, image_rgb: UInt8Array) -> Embedding:
         """Embed one (H, W, 3) uint8 RGB picture."""
+
+
+@runtime_checkable
+class PartEncoder(Encoder, Protocol):
+    """An encoder that need not encode all of a picture."""
+
+    @property
+    def encodes_parts(self) -> bool:
+        """Whether ``encode_part`` saves anything."""
+
+    def encode_part(self, image_rgb: UInt8Array, box_xyxy: Float32Array) -> Embedding:
+        """Embed a (H, W, 3) uint8 RGB picture in a box of source pixels and no less."""
 
 
 @runtime_checkable
@@ -78,15 +97,58 @@ class SamImageEncoder:
         std = torch.tensor(PIXEL_STD, device=self.device).view(1, 3, 1, 1)
         self._mean, self._std = mean, std
 
-    @torch.inference_mode()
     def encode(self, image_rgb: UInt8Array) -> Embedding:
         """Embed one (H, W, 3) uint8 RGB picture."""
+        return self._encode(image_rgb, None)
+
+    @property
+    def encodes_parts(self) -> bool:
+        """Whether ``encode_part`` leaves anything out; networks of other runtimes do not.
+
+        They are made ready for a shape when it first comes, which takes longer than it saves.
+        """
+        return not self.padding and isinstance(self.backbone, nn.Module)
+
+    def encode_part(self, image_rgb: UInt8Array, box_xyxy: Float32Array) -> Embedding:
+        """Embed what is in a box, and little else.
+
+        The network sees nothing outside, which changes what it makes of the inside, most near the
+        edges: parts of one clip should be cut alike around what they are compared by.
+
+        Args:
+            image_rgb: (H, W, 3) uint8 RGB.
+            box_xyxy: (4,) float32, in pixels of the picture; it may reach beyond it.
+
+        Returns:
+            ``Embedding.window`` says what was encoded: the box's cells and those that fill up its
+            attention windows; None where that is nearly everything.
+        """
+        window = self._window(box_xyxy, image_rgb) if self.encodes_parts else None
+        return self._encode(image_rgb, window)
+
+    def _window(self, box_xyxy: Float32Array, image_rgb: UInt8Array) -> Window | None:
+        """The box in cells, or None when it is empty or most of the picture."""
         source_hw = (int(image_rgb.shape[0]), int(image_rgb.shape[1]))
         input_hw = fit_longest_side(source_hw, self.input_size)
-        x = self.preprocess(image_rgb, input_hw).to(self.dtype)
+        box = scale_box(np.asarray(box_xyxy, np.float32), source_hw, input_hw) / _CELL
+        rows, columns = (-(-length // _CELL) for length in input_hw)
+        left, top = (max(0, int(low // _STEP) * _STEP) for low in box[:2])
+        ends = zip(box[2:], (columns, rows), strict=True)
+        right, bottom = (min(-int(-high // _STEP) * _STEP, limit) for high, limit in ends)
+        area = max(0, right - left) * max(0, bottom - top)
+        if not 0 < area <= _PART * rows * columns:
+            return None
+        return Window(left, top, right - left, bottom - top)
+
+    @torch.inference_mode()
+    def _encode(self, image_rgb: UInt8Array, window: Window | None) -> Embedding:
+        source_hw = (int(image_rgb.shape[0]), int(image_rgb.shape[1]))
+        input_hw = fit_longest_side(source_hw, self.input_size)
+        x = self.preprocess(image_rgb, input_hw, window).to(self.dtype)
         neck, stages = self.backbone(x)
-        side = self.input_size // 16
-        missing = (0, side - neck.shape[3], 0, side - neck.shape[2])
+        side = self.input_size // _CELL
+        left, top = (0, 0) if window is None else (window.left, window.top)
+        missing = (left, side - left - neck.shape[3], top, side - top - neck.shape[2])
         return Embedding(
             neck=F.pad(neck.float(), missing),
             stages=tuple(stage.float() for stage in stages),
@@ -94,6 +156,7 @@ class SamImageEncoder:
             input_hw=input_hw,
             input_size=self.input_size,
             padding=self.padding,
+            window=window,
         )
 
     @property
@@ -113,19 +176,30 @@ class SamImageEncoder:
             return self
         return SamImageEncoder(self.backbone, self.input_size, self.device, self.dtype)
 
-    def preprocess(self, image_rgb: UInt8Array, input_hw: tuple[int, int]) -> Tensor:
+    def preprocess(
+        self, image_rgb: UInt8Array, input_hw: tuple[int, int], window: Window | None = None
+    ) -> Tensor:
         """(H, W, 3) uint8 RGB -> (1, 3, h, w) float32: resized, normalised, zero-padded.
 
-        h and w are S with padding, else the next multiples of 16.
+        h and w are S with padding, else the next multiples of 16. A window, in cells of 16 pixels,
+        is cut out of that.
         """
         # Pillow's antialiased bilinear filter is what SAM was trained and released with.
         height, width = input_hw
-        resized = Image.fromarray(image_rgb).resize((width, height), Image.Resampling.BILINEAR)
+        picture = Image.fromarray(image_rgb)
+        box = (0.0, 0.0, float(picture.width), float(picture.height))
+        if window is not None:
+            across, down = picture.width / width, picture.height / height
+            part = window.scaled(_CELL)
+            left, top = part.left, part.top
+            width, height = min(part.width, width - left), min(part.height, height - top)
+            box = (left * across, top * down, (left + width) * across, (top + height) * down)
+        resized = picture.resize((width, height), Image.Resampling.BILINEAR, box)
         pixels = torch.from_numpy(np.array(resized)).to(self.device)
         x = (pixels.permute(2, 0, 1)[None].float() - self._mean) / self._std
         if self.padding:
             return F.pad(x, (0, self.input_size - width, 0, self.input_size - height))
-        return F.pad(x, (0, -width % 16, 0, -height % 16))
+        return F.pad(x, (0, -width % _CELL, 0, -height % _CELL))
 
 
 class VitBackbone(nn.Module):

@@ -33,9 +33,31 @@ def grid_stride(config: TrackConfig, embedding: Embedding) -> int:
 
 
 def grid_size(embedding: Embedding, stride: int) -> tuple[int, int]:
-    """Rows and columns of the feature grid over the frame, without padding."""
+    """Rows and columns of the feature grid, which is over what was encoded, without padding."""
+    top, left, bottom, right = _edges(embedding, stride)
+    return bottom - top, right - left
+
+
+def grid_slices(embedding: Embedding, stride: int) -> tuple[slice, slice]:
+    """The rows and columns that the feature grid has of one over the whole padded square."""
+    top, left, bottom, right = _edges(embedding, stride)
+    return slice(top, bottom), slice(left, right)
+
+
+def _edges(embedding: Embedding, stride: int) -> tuple[int, int, int, int]:
+    """Top, left, bottom and right of what was encoded, in cells of a map; the last two outside."""
     height, width = embedding.input_hw
-    return -(-height // stride), -(-width // stride)
+    bottom, right = -(-height // stride), -(-width // stride)
+    if embedding.window is None:
+        return 0, 0, bottom, right
+    cells = embedding.window.scaled(embedding.input_size // max(embedding.neck.shape[2:]))
+    top, left = cells.top // stride, cells.left // stride
+    return (
+        top,
+        left,
+        min(bottom, (cells.top + cells.height) // stride),
+        min(right, (cells.left + cells.width) // stride),
+    )
 
 
 _CHANNELS = 256
@@ -81,7 +103,7 @@ class FeatureSpace:
     @classmethod
     def fit(cls, embedding: Embedding, stride: int) -> FeatureSpace:
         """Statistics over the cells of the reference frame."""
-        maps = [_crop_padding(m, embedding)[0] for m in _maps(embedding, stride)]
+        maps = [m for m, _ in _maps(embedding, stride)]
         means = tuple(m.mean(dim=(1, 2), keepdim=True) for m in maps)
         deviations = tuple(m.std(dim=(1, 2), keepdim=True).clamp_min(1e-6) for m in maps)
         whole = cls(stride, means, deviations, ())
@@ -106,7 +128,7 @@ class FeatureSpace:
 
     def _unit_maps(self, embedding: Embedding) -> list[tuple[Tensor, int]]:
         """Per map (C_i, h_i, w_i) float32 without padding, unit length per cell, and its stride."""
-        maps = (_crop_padding(m, embedding) for m in _maps(embedding, self.stride))
+        maps = _maps(embedding, self.stride)
         return [
             (F.normalize((m - mean) / deviation, dim=0), stride)
             for (m, stride), mean, deviation in zip(maps, self.means, self.deviations, strict=True)
@@ -121,15 +143,20 @@ class FeatureSpace:
         return m[:, :height, :width]
 
 
-def _maps(embedding: Embedding, stride: int) -> tuple[Tensor, ...]:
-    """All maps of the encoder, none finer than this stride, and the neck."""
-    finest = embedding.input_size // stride
-    stages = (F.avg_pool2d(m, max(1, max(m.shape[2:]) // finest)) for m in embedding.stages)
-    return (*stages, embedding.neck)
+def _maps(embedding: Embedding, finest: int) -> list[tuple[Tensor, int]]:
+    """All maps of the encoder and the neck over what was encoded: (C_i, h_i, w_i) and stride.
 
-
-def _crop_padding(m: Tensor, embedding: Embedding) -> tuple[Tensor, int]:
-    """(1, C, h, w) -> (C, h', w') over the frame without padding, and the map's stride."""
-    stride = embedding.input_size // max(m.shape[2:])
-    height, width = embedding.input_hw
-    return m[0, :, : -(-height // stride), : -(-width // stride)], stride
+    Those of strides below ``finest`` are averaged down to it.
+    """
+    coarsest = embedding.input_size // max(embedding.neck.shape[2:])
+    window = embedding.window
+    longest = coarsest * max(window.width, window.height) if window else embedding.input_size
+    maps = []
+    for m in embedding.stages:
+        stride = longest // max(m.shape[2:])
+        if stride < finest:
+            m, stride = F.avg_pool2d(m, finest // stride), finest
+        rows, columns = grid_size(embedding, stride)
+        maps.append((m[0, :, :rows, :columns], stride))
+    neck = embedding.neck[(0, slice(None), *grid_slices(embedding, coarsest))]
+    return [*maps, (neck, coarsest)]

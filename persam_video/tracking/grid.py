@@ -7,21 +7,26 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 from persam_video.sam.decoder import to_square
-from persam_video.tracking.features import grid_size
+from persam_video.tracking.features import grid_slices
 from persam_video.types import Embedding
 
 
 def on_grid(square: Tensor, embedding: Embedding, stride: int) -> Tensor:
     """(N, 4h, 4w) over the padded square -> (N, rows, columns), averaged over cells."""
-    height, width = grid_size(embedding, stride)
     cells = embedding.input_size // stride
-    return F.adaptive_avg_pool2d(square, cells)[:, :height, :width]
+    return F.adaptive_avg_pool2d(square, cells)[(..., *grid_slices(embedding, stride))]
 
 
 def on_square(grid: Tensor, embedding: Embedding, stride: int) -> Tensor:
-    """(N, rows, columns) of the feature grid -> (N, 4h, 4w) over the padded square."""
+    """(N, rows, columns) of the feature grid -> (N, 4h, 4w) over the padded square.
+
+    Where nothing was encoded it has the lowest value.
+    """
     cells, side = embedding.input_size // stride, embedding.input_size // 4
-    padded = to_square(grid[:, None], cells)
+    rows, columns = (-(-length // stride) for length in embedding.input_hw)
+    picture = grid.new_full((len(grid), 1, rows, columns), float(grid.min()))
+    picture[(..., *grid_slices(embedding, stride))] = grid[:, None]
+    padded = to_square(picture, cells)
     return F.interpolate(padded, (side, side), mode="bilinear")[:, 0]
 
 

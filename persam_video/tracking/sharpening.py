@@ -8,7 +8,7 @@ from torch import Tensor
 from persam_video.config import TrackConfig
 from persam_video.geometry import Window
 from persam_video.personalize.cascade import boxes_of_logits
-from persam_video.sam.decoder import PromptBatch, SamDecoder, cells_of_picture
+from persam_video.sam.decoder import PromptBatch, SamDecoder, cells_of_picture, window_seen
 from persam_video.types import Candidates, Embedding
 
 _BELIEF = 0.3
@@ -56,17 +56,18 @@ def sharpened(
 
 
 def _windows_around(boxes_xyxy: Tensor, embedding: Embedding) -> list[Window]:
-    """(N, 4) boxes in input pixels -> N windows around them, in cells, inside the picture."""
+    """(N, 4) boxes in input pixels -> N windows around them, in cells, inside what was encoded."""
     stride = embedding.input_size // max(embedding.neck.shape[2:])
-    limits = cells_of_picture(embedding)[::-1]
+    seen = window_seen(embedding)
+    limits = (seen.left, seen.left + seen.width), (seen.top, seen.top + seen.height)
     windows = []
     for box in boxes_xyxy.tolist():
         starts, lengths = [], []
-        for low, high, limit in zip(box[:2], box[2:], limits, strict=True):
+        for low, high, (first, end) in zip(box[:2], box[2:], limits, strict=True):
             wanted = int(high) // stride - int(low) // stride + 1 + 2 * _MARGIN
-            length = min(limit, -(-wanted // _STEP) * _STEP)
+            length = min(end - first, -(-wanted // _STEP) * _STEP)
             start = (int(low) // stride + int(high) // stride + 1 - length) // 2
-            starts.append(max(0, min(start, limit - length)))
+            starts.append(max(first, min(start, end - length)))
             lengths.append(length)
         windows.append(Window(*starts, *lengths))
     return windows

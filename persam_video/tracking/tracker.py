@@ -16,10 +16,11 @@ from torch import Tensor
 
 from persam_video.config import Config, PersonalizeConfig, TrackConfig
 from persam_video.errors import PersamError, PromptError
+from persam_video.geometry import mask_to_box
 from persam_video.personalize.prompted import masks_from_prompts
 from persam_video.personalize.target import grid_coverage, make_target
 from persam_video.sam.decoder import SamDecoder, upscale_logits
-from persam_video.sam.image_encoder import Encoder, PaddingEncoder
+from persam_video.sam.image_encoder import Encoder, PaddingEncoder, PartEncoder
 from persam_video.sam.models import load_sam
 from persam_video.tracking.aggregation import label_map, soft_aggregate
 from persam_video.tracking.background import Background
@@ -29,6 +30,7 @@ from persam_video.tracking.objects import TrackedObject, without_strays
 from persam_video.tracking.persam import PersamMethod
 from persam_video.tracking.propagation import PropagationMethod
 from persam_video.types import (
+    Box,
     Embedding,
     Frame,
     Prompt,
@@ -109,6 +111,7 @@ class Tracker:
         self._objects: dict[int, TrackedObject] = {}
         self._latest: tuple[Frame, Embedding] | None = None
         self._from_photo = False
+        self._planned: tuple[Box, Box] = (None, None)
         self._method = self._make_method()
         self._close_ups: CloseUps | None = None
         self._background: Background | None = None
@@ -123,12 +126,85 @@ class Tracker:
         """Ids of all objects followed, ascending, lost ones included."""
         return tuple(sorted(self._objects))
 
-    def encode(self, image_rgb: UInt8Array) -> Embedding:
-        """Embed one (H, W, 3) uint8 RGB picture as ``start`` and ``step`` do."""
+    @property
+    def crops(self) -> bool:
+        """Whether of each frame only what is around the objects is encoded.
+
+        The objects of a photo are searched with whole frames.
+        """
+        return isinstance(self.encoder, PartEncoder) and (
+            self._track.method == "track"
+            and not self._from_photo
+            and self._track.crop_padding > 0
+            and self.encoder.encodes_parts
+        )
+
+    @property
+    def planned(self) -> tuple[Box, Box]:
+        """What ``encode`` should be given for the next frame and for the one after it.
+
+        The first is what had been the second before this frame: so an encoder can be one frame
+        ahead, and the masks are the same whether it is or not.
+        """
+        return self._planned
+
+    def encode(self, image_rgb: UInt8Array, box_xyxy: Box = None) -> Embedding:
+        """Embed one (H, W, 3) uint8 RGB picture as ``start`` and ``step`` do.
+
+        Args:
+            image_rgb: The picture.
+            box_xyxy: (4,) float32, the part of it in pixels that is needed; None = everything.
+        """
         # "track" gives a box and a mask to every prompt and does as well without the padding;
         # PerSAM does not, which also finds the objects of a photo.
-        alone = self._track.method != "track" or self._from_photo
-        return (self._sam_encoder if alone else self.encoder).encode(image_rgb)
+        if self._track.method != "track" or self._from_photo:
+            return self._sam_encoder.encode(image_rgb)
+        if box_xyxy is not None and isinstance(self.encoder, PartEncoder):
+            return self.encoder.encode_part(image_rgb, box_xyxy)
+        return self.encoder.encode(image_rgb)
+
+    def box_around(self, labels: UInt8Array) -> Box:
+        """What ``encode`` should be given for a frame with this (H, W) uint8 label map."""
+        ids = object_ids(labels)
+        if not (self.crops and ids):
+            return None
+        return self._padded(mask_to_box(np.isin(labels, ids)), max(labels.shape))
+
+    def _box_ahead(self, frames: int) -> Box:
+        """What to encode so many frames later; None while an object may be anywhere."""
+        if not self.crops or self._latest is None or not self._objects:
+            return None
+        objects = self._in_order()
+        if any(obj.frames_lost > 0 or obj.model is None for obj in objects):
+            return None
+        size_hw = self._latest[0].size_hw
+        expected = [obj.motion.moved(obj.logits, frames) > 0 for obj in objects]
+        box = mask_to_box(torch.stack(expected).any(dim=0).cpu().numpy())
+        if box is None:
+            return None
+        cell = max(size_hw) * 4 / self._latest[1].input_size
+        return self._padded(box * cell, max(size_hw))
+
+    def _padded(self, box_xyxy: Box, longest: int) -> Box:
+        if box_xyxy is None:
+            return None
+        padding = self._track.crop_padding / 128 * longest
+        return box_xyxy + np.array([-padding, -padding, padding, padding], np.float32)
+
+    def _shows_enough(self, embedding: Embedding) -> bool:
+        """Whether the part of the frame that was encoded has the objects' expected places."""
+        if embedding.window is None:
+            return True
+        objects = self._in_order()
+        if any(obj.frames_lost > 0 or obj.model is None for obj in objects):
+            return False
+        outside = torch.ones(objects[0].logits.shape, dtype=torch.bool)
+        outside[embedding.window.scaled(4).slices] = False
+        rows, columns = (-(-length // 4) for length in embedding.input_hw)
+        outside = outside[:rows, :columns].to(embedding.neck.device)
+        return not any(
+            ((obj.expected_logits()[:rows, :columns] > 0) & outside).any() for obj in objects
+        )
 
     @torch.inference_mode()
     def start(
@@ -139,7 +215,8 @@ class Tracker:
         Args:
             frame: The first frame.
             labels: (H, W) uint8 label map of that frame.
-            embedding: Of the frame, when the caller has it already.
+            embedding: Of the frame, as ``encode`` makes it with ``box_around(labels)``, when the
+                caller has it already.
 
         Returns:
             The reference itself, as the result of this frame.
@@ -148,13 +225,14 @@ class Tracker:
             PromptError: The label map is empty, full, or of another size than the frame.
         """
         self.reset()
-        embedding = embedding or self.encode(frame.image_rgb)
+        embedding = embedding or self.encode(frame.image_rgb, self.box_around(labels))
         self._latest = frame, embedding
         if self._background:
             self._background.look(frame.image_rgb)
         self._learn(labels, embedding)
         if self._background:
             self._background.learn(labels > 0)  # void included: it may be object
+        self._planned = self._box_ahead(1), self._box_ahead(2)
         return self._result(frame, self._reference_labels(labels))
 
     @torch.inference_mode()
@@ -181,18 +259,22 @@ class Tracker:
 
         Args:
             frame: The frame; it may have another size than the ones before.
-            embedding: Of the frame, when the caller has it already.
+            embedding: Of the frame, as ``encode`` makes it with what was ``planned``, when the
+                caller has it already. One that does not show enough is made anew.
 
         Raises:
             PersamError: Nothing was started.
         """
         if not self._objects and self._latest is None:
             raise PersamError("step() before start(): the tracker has no object to follow")
-        embedding = embedding or self.encode(frame.image_rgb)
+        embedding = embedding or self.encode(frame.image_rgb, self._planned[0])
+        if not self._shows_enough(embedding):
+            embedding = self.encode(frame.image_rgb, self._box_ahead(1))
         self._latest = frame, embedding
         objects = self._in_order()
         change = self._background.look(frame.image_rgb) if self._background else None
         labels = self._segment(objects, frame, embedding, change)
+        self._planned = self._planned[1], self._box_ahead(2)
         return self._result(frame, labels)
 
     def _segment(
@@ -245,7 +327,7 @@ class Tracker:
             PromptError: An id is followed already, or the map is illegal as for ``start``.
             PersamError: There is no latest frame.
         """
-        embedding = self._latest_embedding("add")
+        embedding = self._latest_around(labels, "add")
         taken = sorted(set(object_ids(labels)) & self._objects.keys())
         if taken:
             raise PromptError(f"object ids {taken} are followed already; correct() changes them")
@@ -262,7 +344,7 @@ class Tracker:
             PromptError: An id is not followed, or the map is illegal as for ``start``.
             PersamError: There is no latest frame.
         """
-        embedding = self._latest_embedding("correct")
+        embedding = self._latest_around(labels, "correct")
         unknown = sorted(set(object_ids(labels)) - self._objects.keys())
         if unknown:
             raise PromptError(f"object ids {unknown} are not followed; followed: {self.object_ids}")
@@ -310,10 +392,13 @@ class Tracker:
         """The objects by ascending id. Positions in tensors are positions in this list."""
         return [self._objects[object_id] for object_id in self.object_ids]
 
-    def _latest_embedding(self, action: str) -> Embedding:
+    def _latest_around(self, labels: UInt8Array, action: str) -> Embedding:
+        """Of the latest frame, encoded like a first frame with these objects."""
         if self._latest is None:
             raise PersamError(f"{action}() needs a frame: call start() or step() first")
-        return self._latest[1]
+        frame, embedding = self._latest
+        around = self.box_around(labels) if labels.shape == frame.size_hw else None
+        return embedding if around is None else self.encode(frame.image_rgb, around)
 
     def _learn(self, labels: UInt8Array, embedding: Embedding, *, in_clip: bool = True) -> None:
         """Make or renew the memory of every object in ``labels``."""
