@@ -5,52 +5,9 @@ Points and boxes are x right, y down. Boxes are half-open: (x2, y2) is the first
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from persam_video.types import BoolArray, Float32Array, UInt8Array
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """A rectangle of whole pixels inside a picture.
-
-    Attributes:
-        left: First column.
-        top: First row.
-        width: Columns, >= 1.
-        height: Rows, >= 1.
-    """
-
-    left: int
-    top: int
-    width: int
-    height: int
-
-    @property
-    def slices(self) -> tuple[slice, slice]:
-        """Rows and columns, to index the last two axes of a picture's array with."""
-        return (
-            slice(self.top, self.top + self.height),
-            slice(self.left, self.left + self.width),
-        )
-
-    def scaled(self, factor: int) -> Window:
-        """The same rectangle in a picture so many times as large."""
-        return Window(
-            factor * self.left, factor * self.top, factor * self.width, factor * self.height
-        )
-
-    def cut(self, image_rgb: UInt8Array) -> UInt8Array:
-        """(H, W, 3) -> (height, width, 3), contiguous."""
-        return np.ascontiguousarray(image_rgb[self.slices])
-
-    def is_near(self, other: Window, pixels: float) -> bool:
-        """Whether two windows have one size and lie at most so many pixels apart on either axis."""
-        return (self.width, self.height) == (other.width, other.height) and (
-            max(abs(self.left - other.left), abs(self.top - other.top)) <= pixels
-        )
+from persam_video.types import BoolArray, Float32Array, Window
 
 
 def window_around(box_xyxy: Float32Array, side: int, size_hw: tuple[int, int]) -> Window:

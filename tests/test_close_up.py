@@ -14,12 +14,12 @@ from PIL import Image
 
 from persam_video.config import EncoderConfig, TrackConfig
 from persam_video.evaluation.metrics import region_similarity
-from persam_video.geometry import Window, window_around
+from persam_video.geometry import window_around
 from persam_video.sam.decoder import SamDecoder
 from persam_video.sam.models import load_sam
 from persam_video.tracking.close_up import CloseUp
 from persam_video.tracking.tracker import Tracker
-from persam_video.types import Frame, UInt8Array
+from persam_video.types import Frame, UInt8Array, Window
 
 Clip = list[tuple[Frame, UInt8Array]]
 Sam = tuple[CachingEncoder, SamDecoder]

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from persam_video.config import EncoderConfig, TrackConfig
-from persam_video.geometry import Window
 from persam_video.sam.decoder import PromptBatch, SamDecoder
 from persam_video.sam.models import load_sam
 from persam_video.tracking.sharpening import _windows_around, sharpened
-from persam_video.types import Candidates, Embedding, UInt8Array
+from persam_video.types import Candidates, Embedding, UInt8Array, Window
 
 SIDE = 256  # of the network's input; masks have 64 x 64, the embedding 16 x 16 cells
 

@@ -18,8 +18,7 @@ from segment_anything.modeling import MaskDecoder, PromptEncoder
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
-from persam_video.geometry import Window
-from persam_video.types import Candidates, Embedding
+from persam_video.types import Candidates, Embedding, Window
 
 _EMPTY = -8.0
 """Logit of what lies outside an object's window."""

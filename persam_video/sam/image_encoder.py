@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 from persam_video.errors import ConfigError
-from persam_video.geometry import Window, fit_longest_side, scale_box
-from persam_video.types import Embedding, Float32Array, UInt8Array
+from persam_video.geometry import fit_longest_side, scale_box
+from persam_video.types import Embedding, Float32Array, UInt8Array, Window
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)

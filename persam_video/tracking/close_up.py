@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 from persam_video.config import TrackConfig
-from persam_video.geometry import Window, mask_to_box, window_around
+from persam_video.geometry import mask_to_box, window_around
 from persam_video.sam.decoder import SamDecoder, upscale_logits
 from persam_video.sam.image_encoder import Encoder
 from persam_video.tracking.aggregation import moved_objects, soft_aggregate
@@ -35,6 +35,7 @@ from persam_video.types import (
     Frame,
     ObjectState,
     UInt8Array,
+    Window,
 )
 
 _MARGIN = 1.6

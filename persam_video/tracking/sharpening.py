@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from persam_video.config import TrackConfig
-from persam_video.geometry import Window
 from persam_video.personalize.cascade import boxes_of_logits
 from persam_video.sam.decoder import PromptBatch, SamDecoder, cells_of_picture, window_seen
-from persam_video.types import Candidates, Embedding
+from persam_video.types import Candidates, Embedding, Window
 
 _BELIEF = 0.3
 """Weight of SAM's predicted IoU against the agreement with the prior."""
