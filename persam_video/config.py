@@ -175,6 +175,12 @@ class TrackConfig(_Checked):
         low=1,
         high=128,
     )
+    components: int = setting(
+        256,
+        "track: principal components of the encoder's maps that a cell is described by",
+        low=8,
+        high=1024,
+    )
     crop_padding: int = setting(
         24,
         "track: how far around the objects' expected places a frame is encoded, in 128ths of the "

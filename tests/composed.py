@@ -7,7 +7,7 @@ leave, return or cross another one.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +15,10 @@ import cv2
 import numpy as np
 
 from persam_video.sam.image_encoder import SamImageEncoder
-from persam_video.types import BoolArray, Embedding, Frame, UInt8Array
+from persam_video.types import BoolArray, Embedding, Float32Array, Frame, UInt8Array
 
 SIZE_HW = (240, 426)
+Encode = Callable[[], Embedding]
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,20 @@ class CachingEncoder:
         self.calls = 0
         self._known: dict[str, Embedding] = {}
 
+    @property
+    def encodes_parts(self) -> bool:
+        return self.encoder.encodes_parts
+
     def encode(self, image_rgb: UInt8Array) -> Embedding:
+        return self._once(image_rgb, b"", lambda: self.encoder.encode(image_rgb))
+
+    def encode_part(self, image_rgb: UInt8Array, box_xyxy: Float32Array) -> Embedding:
+        part = box_xyxy.tobytes()
+        return self._once(image_rgb, part, lambda: self.encoder.encode_part(image_rgb, box_xyxy))
+
+    def _once(self, image_rgb: UInt8Array, part: bytes, encode: Encode) -> Embedding:
         self.calls += 1
-        key = hashlib.sha256(image_rgb.tobytes()).hexdigest()
+        key = hashlib.sha256(image_rgb.tobytes() + part).hexdigest()
         if key not in self._known:
-            self._known[key] = self.encoder.encode(image_rgb)
+            self._known[key] = encode()
         return self._known[key]

@@ -23,7 +23,7 @@ from persam_video.pipeline import (
     track,
     write_results,
 )
-from persam_video.types import Frame, ObjectState, Prompt, Reference, TrackResult, UInt8Array
+from persam_video.types import Box, Frame, ObjectState, Prompt, Reference, TrackResult, UInt8Array
 
 SIZE_HW = (12, 16)
 WAIT_S = 10.0  # far more than any test needs; a hang fails instead of blocking the suite
@@ -219,9 +219,9 @@ def test_track_encodes_on_a_thread_of_its_own_no_more_than_it_may_ahead() -> Non
     tracker, threads, given = FakeTracker(), set(), []
     encode, step = tracker.encode, tracker.step
 
-    def encoding(image_rgb: UInt8Array) -> SimpleNamespace:
+    def encoding(image_rgb: UInt8Array, box_xyxy: Box) -> SimpleNamespace:
         threads.add(threading.current_thread().name)
-        return encode(image_rgb)
+        return encode(image_rgb, box_xyxy)
 
     def stepping(frame: Frame, embedding: SimpleNamespace | None = None) -> TrackResult:
         given.append(embedding)
@@ -244,10 +244,10 @@ def test_track_failing_encoder_gives_the_frames_before_and_tells_which_it_was() 
     tracker = FakeTracker()
     encode = tracker.encode
 
-    def failing(image_rgb: UInt8Array) -> SimpleNamespace:
+    def failing(image_rgb: UInt8Array, box_xyxy: Box) -> SimpleNamespace:
         if tracker.encoder.calls == 3:
             raise MemoryError
-        return encode(image_rgb)
+        return encode(image_rgb, box_xyxy)
 
     tracker.encode = failing  # type: ignore[method-assign]
     pairs = track(CountingSource(), tracker, REFERENCE)

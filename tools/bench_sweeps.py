@@ -227,8 +227,9 @@ def _window(end: int, track_s: list[float], encode_s: list[float]) -> Window:
 
 
 def _encoding(tracker: pv.Tracker, frame: pv.Frame) -> float:
+    """Seconds for as much of the frame as is encoded of the next one."""
     begun = time.perf_counter()
-    float(tracker.encode(frame.image_rgb).neck.flatten()[0])
+    float(tracker.encode(frame.image_rgb, tracker.planned[0]).neck.flatten()[0])
     return time.perf_counter() - begun
 
 

@@ -48,8 +48,13 @@ def moved_objects(taken: Tensor, change: Tensor) -> Tensor:
 
 
 def label_map(logits: Tensor, object_ids: list[int]) -> UInt8Array:
-    """(N, H, W) competing logits in source pixels -> (H, W) uint8 label map."""
-    best, index = logits.max(dim=0)
-    ids = torch.tensor(object_ids, dtype=torch.uint8, device=logits.device)
-    labels: UInt8Array = torch.where(best > 0, ids[index], 0).to(torch.uint8).cpu().numpy()
-    return labels
+    """(N, H, W) logits in source pixels -> (H, W) uint8 label map.
+
+    They have competed: no two are > 0 in one pixel, which enlarging them does not change, as the
+    leads of two objects over each other sum up to 0 at most.
+    """
+    labels = torch.zeros(logits.shape[1:], dtype=torch.uint8, device=logits.device)
+    for object_id, mask in zip(object_ids, logits, strict=True):
+        labels.masked_fill_(mask > 0, object_id)
+    found: UInt8Array = labels.cpu().numpy()
+    return found

@@ -174,7 +174,9 @@ class CloseUp:
             return False
         embedding = self._encoder.encode(window.cut(image_rgb))
         if self._space is None:
-            self._space = FeatureSpace.fit(embedding, grid_stride(self._config, embedding))
+            self._space = FeatureSpace.fit(
+                embedding, grid_stride(self._config, embedding), self._config.components
+            )
         self._view = window, embedding, self._space.features(embedding)
         return True
 

@@ -60,8 +60,6 @@ def _edges(embedding: Embedding, stride: int) -> tuple[int, int, int, int]:
     )
 
 
-_CHANNELS = 256
-"""Principal components of the maps that a cell's features are made of."""
 _LOOKS = 96
 """Of these, the first that cells are compared in; more change nothing and cost time."""
 
@@ -101,15 +99,17 @@ class FeatureSpace:
     axes: tuple[Tensor, ...]
 
     @classmethod
-    def fit(cls, embedding: Embedding, stride: int) -> FeatureSpace:
-        """Statistics over the cells of the reference frame."""
+    def fit(cls, embedding: Embedding, stride: int, components: int = 256) -> FeatureSpace:
+        """Statistics over the cells of the reference frame, and so many axes or all there are."""
         maps = [m for m, _ in _maps(embedding, stride)]
         means = tuple(m.mean(dim=(1, 2), keepdim=True) for m in maps)
         deviations = tuple(m.std(dim=(1, 2), keepdim=True).clamp_min(1e-6) for m in maps)
         whole = cls(stride, means, deviations, ())
-        cells = torch.cat([whole._resized(m, s, embedding) for m, s in whole._unit_maps(embedding)])
+        cells = torch.cat(
+            [_resized(m, s, stride, embedding) for m, s in whole._unit_maps(embedding)]
+        )
         flat = cells.flatten(1)
-        axes = torch.linalg.eigh(flat @ flat.T)[1].flip(1)[:, :_CHANNELS].T
+        axes = torch.linalg.eigh(flat @ flat.T)[1].flip(1)[:, :components].T
         return cls(stride, means, deviations, axes.split([len(m) for m in maps], dim=1))
 
     def features(self, embedding: Embedding) -> FrameFeatures:
@@ -118,9 +118,16 @@ class FeatureSpace:
         projected: dict[int, Tensor] = {}
         for (unit, stride), axes in zip(self._unit_maps(embedding), self.axes, strict=True):
             part = (axes @ unit.flatten(1)).view(-1, *unit.shape[1:])
-            projected[stride] = projected[stride] + part if stride in projected else part
-        first, *others = (self._resized(p, stride, embedding) for stride, p in projected.items())
-        components = sum(others, first)
+            projected[stride] = projected[stride].add_(part) if stride in projected else part
+        # From the coarsest map to the finest: each is enlarged by no more than to the next.
+        components, coarser = None, 0
+        for stride in sorted(projected, reverse=True):
+            part = projected[stride]
+            if components is not None:
+                part += _resized(components, coarser, stride, embedding)
+            components, coarser = part, stride
+        assert components is not None
+        components = _resized(components, coarser, self.stride, embedding)
         cells = F.pad(components, (0, 0, 0, 0, 0, 1), value=1.0)
         flat = cells.flatten(1)
         looks = F.normalize(components[:_LOOKS], dim=0)
@@ -134,13 +141,15 @@ class FeatureSpace:
             for (m, stride), mean, deviation in zip(maps, self.means, self.deviations, strict=True)
         ]
 
-    def _resized(self, m: Tensor, stride: int, embedding: Embedding) -> Tensor:
-        """(C, h', w') at a stride -> (C, h, w) over ``grid_size``."""
-        height, width = grid_size(embedding, self.stride)
-        if stride != self.stride:
-            scale = stride / self.stride
-            m = F.interpolate(m[None], scale_factor=scale, mode="bilinear", align_corners=False)[0]
-        return m[:, :height, :width]
+
+def _resized(m: Tensor, stride: int, to: int, embedding: Embedding) -> Tensor:
+    """(C, h', w') at a stride -> (C, h, w) over ``grid_size`` at another."""
+    height, width = grid_size(embedding, to)
+    if stride != to:
+        m = F.interpolate(m[None], scale_factor=stride / to, mode="bilinear", align_corners=False)[
+            0
+        ]
+    return m[:, :height, :width]
 
 
 def _maps(embedding: Embedding, finest: int) -> list[tuple[Tensor, int]]:

@@ -82,7 +82,9 @@ class PropagationMethod:
     def _features(self, embedding: Embedding) -> FrameFeatures:
         """The frame's features, computed once; the first frame asked for sets the statistics."""
         if self._space is None:
-            self._space = FeatureSpace.fit(embedding, grid_stride(self._config, embedding))
+            self._space = FeatureSpace.fit(
+                embedding, grid_stride(self._config, embedding), self._config.components
+            )
         if self._frame is None or self._frame[0] is not embedding:
             self._frame = embedding, self._space.features(embedding)
         return self._frame[1]
