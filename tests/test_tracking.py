@@ -346,10 +346,10 @@ def test_lost_object_is_searched_in_the_place_with_the_most_evidence() -> None:
     obj = some_object(1, torch.zeros(8, 8), lost=True)
     obj.memory.fit(looks, (prior > 1).float(), prior > -5)
     frame = FrameFeatures(looks, looks, torch.zeros(2, 2), torch.zeros(2))
-    found = method._best_place(obj, prior, frame, 2)
+    found = method._best_place(obj.memory, prior, frame, 2)
     assert torch.equal(found > 0, prior > 1)
     alone = torch.where(prior > 1, prior, -4.0)
-    assert torch.equal(method._best_place(obj, alone, frame, 2), alone)
+    assert torch.equal(method._best_place(obj.memory, alone, frame, 2), alone)
 
 
 def test_motion_constant_velocity_moves_the_mask() -> None:

@@ -54,7 +54,12 @@ class PersamMethod:
         self._learn_scales = learn_scales
 
     def learn(
-        self, objects: list[TrackedObject], embedding: Embedding, *, in_clip: bool = True
+        self,
+        objects: list[TrackedObject],
+        embedding: Embedding,
+        *,
+        in_clip: bool = True,
+        whole: Embedding | None = None,
     ) -> None:
         """Take each object's ``logits`` as its reference mask in this picture."""
         if not self._learn_scales:

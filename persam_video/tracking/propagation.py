@@ -17,6 +17,7 @@ from torch import Tensor
 from persam_video.config import PersonalizeConfig, TrackConfig
 from persam_video.sam.decoder import SamDecoder
 from persam_video.tracking.aggregation import moved_objects
+from persam_video.tracking.appearance_memory import AppearanceMemory
 from persam_video.tracking.features import FeatureSpace, FrameFeatures, grid_stride
 from persam_video.tracking.grid import (
     cells_of,
@@ -25,7 +26,7 @@ from persam_video.tracking.grid import (
     over_square,
     region_around,
 )
-from persam_video.tracking.objects import TrackedObject
+from persam_video.tracking.objects import Search, TrackedObject
 from persam_video.tracking.persam import PersamMethod, relative_likeness, remember_likeness
 from persam_video.tracking.sharpening import sharpened
 from persam_video.tracking.target_model import TargetModel
@@ -55,20 +56,41 @@ class PropagationMethod:
         self._config = track
         self._persam = PersamMethod(decoder, personalize, track, learn_scales=False)
         self._space: FeatureSpace | None = None
+        self._whole_space: FeatureSpace | None = None
         self._frame: tuple[Embedding, FrameFeatures] | None = None
+        self._whole_frame: tuple[Embedding, FrameFeatures] | None = None
 
     def learn(
-        self, objects: list[TrackedObject], embedding: Embedding, *, in_clip: bool = True
+        self,
+        objects: list[TrackedObject],
+        embedding: Embedding,
+        *,
+        in_clip: bool = True,
+        whole: Embedding | None = None,
     ) -> None:
         """Take each object's ``logits`` as its reference mask in this picture.
 
         A photo from elsewhere says nothing about this clip's background: its objects get their
         target model when they are first found.
+
+        Args:
+            objects: The objects.
+            embedding: Of the picture.
+            in_clip: Whether it is a frame of the clip.
+            whole: Of the whole frame, where ``embedding`` is of a part of it.
         """
         if not in_clip:
             return
         for obj, lesson in zip(objects, self._lessons(objects, embedding), strict=True):
             self._fit(obj, embedding, *lesson)
+            obj.search = None
+        if whole is None:
+            return
+        frame = self._whole_features(whole)
+        for obj, (mask, region, rivals) in zip(objects, self._lessons(objects, whole), strict=True):
+            obj.search = Search(TargetModel(self._config), AppearanceMemory())
+            obj.search.model.fit(frame, mask, region, rivals)
+            obj.search.memory.fit(frame.looks, mask, region)
 
     def _fit(
         self, obj: TrackedObject, embedding: Embedding, mask: Tensor, region: Tensor, rivals: Tensor
@@ -82,12 +104,22 @@ class PropagationMethod:
     def _features(self, embedding: Embedding) -> FrameFeatures:
         """The frame's features, computed once; the first frame asked for sets the statistics."""
         if self._space is None:
-            self._space = FeatureSpace.fit(
-                embedding, grid_stride(self._config, embedding), self._config.components
-            )
+            self._space = self._fitted(embedding)
         if self._frame is None or self._frame[0] is not embedding:
             self._frame = embedding, self._space.features(embedding)
         return self._frame[1]
+
+    def _whole_features(self, embedding: Embedding) -> FrameFeatures:
+        """The same for ``TrackedObject.search``, with statistics of a whole frame."""
+        if self._whole_space is None:
+            self._whole_space = self._fitted(embedding)
+        if self._whole_frame is None or self._whole_frame[0] is not embedding:
+            self._whole_frame = embedding, self._whole_space.features(embedding)
+        return self._whole_frame[1]
+
+    def _fitted(self, embedding: Embedding) -> FeatureSpace:
+        stride = grid_stride(self._config, embedding)
+        return FeatureSpace.fit(embedding, stride, self._config.components)
 
     def segment(
         self, objects: list[TrackedObject], embedding: Embedding, change: Tensor | None = None
@@ -152,12 +184,17 @@ class PropagationMethod:
             moved: (h, w) logits of ``_moved`` on the feature grid.
         """
         assert obj.model is not None
-        config, frame = self._config, self._features(embedding)
+        config, model, memory = self._config, obj.model, obj.memory
+        if obj.search is not None and obj.frames_lost > 0:
+            model, memory = obj.search.model, obj.search.memory
+            frame = self._whole_features(embedding)
+        else:
+            frame = self._features(embedding)
         region = self._search_region(obj, embedding)
-        score = obj.model.weights @ frame.cells[:, region]
+        score = model.weights @ frame.cells[:, region]
         if config.memory_share and obj.frames_lost == 0:
             # In a whole frame single cells find their like: a lost object is searched by the model.
-            remembered = obj.memory.score(frame.looks[:, region])
+            remembered = memory.score(frame.looks[:, region])
             score = torch.lerp(score, remembered, config.memory_share)
         limit = config.logit_limit
         prior = torch.full(region.shape, -limit, device=region.device)
@@ -165,11 +202,11 @@ class PropagationMethod:
         prior = prior.clamp(-limit, limit)
         if obj.frames_lost > 0:
             gap = cells_of(_GAP, embedding, grid_stride(config, embedding))
-            prior = self._best_place(obj, prior, frame, gap)
+            prior = self._best_place(memory, prior, frame, gap)
         return prior
 
     def _best_place(
-        self, obj: TrackedObject, prior: Tensor, frame: FrameFeatures, gap: int
+        self, memory: AppearanceMemory, prior: Tensor, frame: FrameFeatures, gap: int
     ) -> Tensor:
         """Leave one place of those where a lost object could be: the one with the most evidence.
 
@@ -178,7 +215,7 @@ class PropagationMethod:
         says about them.
 
         Args:
-            obj: The object.
+            memory: What the object's cells look like.
             prior: (h, w) logits over the whole frame.
             frame: The frame's features.
             gap: Cells by which parts are grown to become one place.
@@ -194,7 +231,7 @@ class PropagationMethod:
         evidence = torch.zeros_like(prior)
         evidence[inside] = prior[inside]
         if self._config.memory_share:
-            evidence[inside] += self._config.gain * obj.memory.score(frame.looks[:, inside])
+            evidence[inside] += self._config.gain * memory.score(frame.looks[:, inside])
         sums = ndimage.sum_labels(
             evidence.clamp_min(0).cpu().numpy(), places, np.arange(1, count + 1)
         )

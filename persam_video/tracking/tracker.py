@@ -48,9 +48,17 @@ class Method(Protocol):
     """Finds masks; see ``PersamMethod`` and ``PropagationMethod`` for the arguments."""
 
     def learn(
-        self, objects: list[TrackedObject], embedding: Embedding, *, in_clip: bool = True
+        self,
+        objects: list[TrackedObject],
+        embedding: Embedding,
+        *,
+        in_clip: bool = True,
+        whole: Embedding | None = None,
     ) -> None:
-        """Take each object's ``logits`` as its reference in a frame, or in another picture."""
+        """Take each object's ``logits`` as its reference in a frame, or in another picture.
+
+        Where the embedding is of a part, ``whole`` is of the whole frame.
+        """
 
     def segment(
         self, objects: list[TrackedObject], embedding: Embedding, change: Tensor | None = None
@@ -417,7 +425,11 @@ class Tracker:
             logits = torch.logit(coverage, eps=_REFERENCE_EPS)
             target = make_target(embedding, mask, self._personalize.target)
             learnt.append(TrackedObject(object_id, target, logits, Motion(logits)))
-        self._method.learn(learnt, embedding, in_clip=in_clip)
+        whole = None
+        if embedding.window is not None:
+            assert self._latest is not None  # only frames are encoded in parts
+            whole = self.encode(self._latest[0].image_rgb)
+        self._method.learn(learnt, embedding, in_clip=in_clip, whole=whole)
         self._objects.update((obj.object_id, obj) for obj in learnt)
         if self._close_ups and in_clip and self._latest:
             self._close_ups.start(self._latest[0].image_rgb, labels, object_ids(labels))
