@@ -162,8 +162,8 @@ def test_tracker_encodes_around_the_object_and_everything_while_it_is_lost(
     boxes = [box for box in encoder.asked if box is not None]
     for box, (_, truth) in zip(boxes, cat[:3], strict=False):
         rows, columns = np.nonzero(truth)
-        assert box[0] < columns.min() - 30 and box[2] > columns.max() + 30
-        assert box[1] < rows.min() - 30 and box[3] > rows.max() + 30
+        assert box[0] < columns.min() - 29 and box[2] > columns.max() + 29
+        assert box[1] < rows.min() - 29 and box[3] > rows.max() + 29
 
 
 def test_masks_are_the_same_with_the_encoder_a_frame_ahead(small: Sam, cat: Clip) -> None:

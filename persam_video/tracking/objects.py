@@ -30,12 +30,14 @@ class Search:
     whole frames only.
 
     Attributes:
-        model: Learnt from the reference in its whole frame.
-        memory: The same.
+        target: The reference's features in its whole frame, never changed, as all that is here.
+        model: The discriminative model learnt from it.
+        memory: Its cells.
     """
 
+    target: Target
     model: TargetModel
-    memory: AppearanceMemory
+    memory: AppearanceMemory = field(default_factory=AppearanceMemory)
 
 
 @dataclass(slots=True)

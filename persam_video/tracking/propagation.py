@@ -26,7 +26,7 @@ from persam_video.tracking.grid import (
     over_square,
     region_around,
 )
-from persam_video.tracking.objects import Search, TrackedObject
+from persam_video.tracking.objects import TrackedObject
 from persam_video.tracking.persam import PersamMethod, relative_likeness, remember_likeness
 from persam_video.tracking.sharpening import sharpened
 from persam_video.tracking.target_model import TargetModel
@@ -83,12 +83,11 @@ class PropagationMethod:
             return
         for obj, lesson in zip(objects, self._lessons(objects, embedding), strict=True):
             self._fit(obj, embedding, *lesson)
-            obj.search = None
         if whole is None:
             return
         frame = self._whole_features(whole)
         for obj, (mask, region, rivals) in zip(objects, self._lessons(objects, whole), strict=True):
-            obj.search = Search(TargetModel(self._config), AppearanceMemory())
+            assert obj.search is not None
             obj.search.model.fit(frame, mask, region, rivals)
             obj.search.memory.fit(frame.looks, mask, region)
 
@@ -184,17 +183,18 @@ class PropagationMethod:
             moved: (h, w) logits of ``_moved`` on the feature grid.
         """
         assert obj.model is not None
-        config, model, memory = self._config, obj.model, obj.memory
-        if obj.search is not None and obj.frames_lost > 0:
-            model, memory = obj.search.model, obj.search.memory
-            frame = self._whole_features(embedding)
-        else:
-            frame = self._features(embedding)
+        config, frame, memory = self._config, self._features(embedding), obj.memory
         region = self._search_region(obj, embedding)
-        score = model.weights @ frame.cells[:, region]
+        score = obj.model.weights @ frame.cells[:, region]
+        if obj.search is not None and obj.frames_lost > 0:
+            # What has been learnt since, from parts, makes surer where it may be, but adds no place:
+            # it has not seen what is far off.
+            frame, memory = self._whole_features(embedding), obj.search.memory
+            first = obj.search.model.weights @ frame.cells[:, region]
+            score = torch.where(first > 0, torch.maximum(first, score), first)
         if config.memory_share and obj.frames_lost == 0:
             # In a whole frame single cells find their like: a lost object is searched by the model.
-            remembered = memory.score(frame.looks[:, region])
+            remembered = obj.memory.score(frame.looks[:, region])
             score = torch.lerp(score, remembered, config.memory_share)
         limit = config.logit_limit
         prior = torch.full(region.shape, -limit, device=region.device)
