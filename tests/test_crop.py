@@ -18,6 +18,7 @@ from persam_video.sam.image_encoder import SamImageEncoder
 from persam_video.sam.models import load_sam
 from persam_video.tracking.features import FeatureSpace, grid_size, grid_slices
 from persam_video.tracking.grid import on_grid, on_square
+from persam_video.tracking.propagation import PropagationMethod
 from persam_video.tracking.tracker import Tracker
 from persam_video.types import Box, Embedding, Float32Array, Frame, Reference, UInt8Array, Window
 
@@ -128,7 +129,8 @@ def test_feature_grid_of_a_part_is_that_part_of_the_whole_one(
     edge = 16 // stride  # where maps are enlarged, their last cells have other neighbours
     inner = (..., slice(edge, -edge), slice(edge, -edge))
     torch.testing.assert_close(found.cells[inner], expected[inner], atol=1e-4, rtol=1e-4)
-    assert float(found.gram[-1, -1]) == found.cells[0].numel()  # the channel of ones, squared
+    # The last channel is ones: its square adds up to the number of cells.
+    assert float(found.sums.gram[-1, -1]) == found.sums.count == found.cells[0].numel()
 
     square = torch.rand(1, 256, 256)
     torch.testing.assert_close(
@@ -162,8 +164,8 @@ def test_tracker_encodes_around_the_object_and_everything_while_it_is_lost(
     boxes = [box for box in encoder.asked if box is not None]
     for box, (_, truth) in zip(boxes, cat[:3], strict=False):
         rows, columns = np.nonzero(truth)
-        assert box[0] < columns.min() - 29 and box[2] > columns.max() + 29
-        assert box[1] < rows.min() - 29 and box[3] > rows.max() + 29
+        assert box[0] < columns.min() - 20 and box[2] > columns.max() + 20
+        assert box[1] < rows.min() - 20 and box[3] > rows.max() + 20
 
 
 def test_masks_are_the_same_with_the_encoder_a_frame_ahead(small: Sam, cat: Clip) -> None:
@@ -206,3 +208,22 @@ def test_whole_frames_are_encoded_where_they_are_wanted(
     tracker.start(*cat[0])
     tracker.step(cat[1][0])
     assert encoder.asked == [None, None]
+
+
+def test_what_is_far_off_in_the_first_frame_is_learnt_as_background(
+    small: Sam, davis_root: Path
+) -> None:
+    # The cat is away from frame 1 on; the duck, far off from the first, must not become it.
+    places = [[(40, 90) if t == 0 else None, (330, 100)] for t in range(6)]
+    clip = _scene(davis_root, [("cat", 70), ("duck_toy", 60)], places)
+    tracker = Tracker(*small, track=SMALL_CROP)
+    first, labels = clip[0]
+    tracker.start(first, np.where(labels == 1, labels, 0))
+    method = tracker._method
+    assert isinstance(method, PropagationMethod) and method._far_off is not None
+    embedding = tracker._latest[1]  # type: ignore[index]
+    rows, columns = (-(-length // 4) for length in embedding.input_hw)
+    seen = grid_size(embedding, 4)
+    assert method._far_off.count == rows * columns - seen[0] * seen[1]
+    for frame, _ in clip[1:]:
+        assert not tracker.step(frame).labels.any()

@@ -15,7 +15,7 @@ from persam_video.label_maps import read_label_map
 from persam_video.personalize.target import grid_coverage
 from persam_video.sam.models import load_sam
 from persam_video.tracking.appearance_memory import AppearanceMemory
-from persam_video.tracking.features import FeatureSpace, FrameFeatures, grid_size, grid_stride
+from persam_video.tracking.features import FeatureSpace, FrameFeatures, Sums, grid_size, grid_stride
 from persam_video.tracking.grid import cells_of
 from persam_video.tracking.target_model import TargetModel
 from persam_video.types import Embedding
@@ -28,8 +28,7 @@ NOWHERE = torch.zeros(GRID, dtype=torch.bool)
 def frame_of(looks: Tensor) -> FrameFeatures:
     """A frame of (D, h, w) made-up features and the intercept."""
     cells = torch.cat([looks, torch.ones(1, *GRID)])
-    flat = cells.flatten(1)
-    return FrameFeatures(cells, looks, flat @ flat.T, flat.sum(dim=1))
+    return FrameFeatures(cells, looks, Sums.over(cells.flatten(1)))
 
 
 def two_kinds(mask: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from persam_video.references.prompts import parse_prompts
 from persam_video.sam.decoder import SamDecoder
 from persam_video.sam.models import load_sam
 from persam_video.tracking.aggregation import label_map, soft_aggregate
-from persam_video.tracking.features import FrameFeatures
+from persam_video.tracking.features import FrameFeatures, Sums
 from persam_video.tracking.motion import Motion
 from persam_video.tracking.objects import TrackedObject, without_strays
 from persam_video.tracking.propagation import PropagationMethod
@@ -345,11 +345,11 @@ def test_lost_object_is_searched_in_the_place_with_the_most_evidence() -> None:
     looks = torch.nn.functional.normalize(looks, dim=0)
     obj = some_object(1, torch.zeros(8, 8), lost=True)
     obj.memory.fit(looks, (prior > 1).float(), prior > -5)
-    frame = FrameFeatures(looks, looks, torch.zeros(2, 2), torch.zeros(2))
-    found = method._best_place(obj.memory, prior, frame, 2)
+    frame = FrameFeatures(looks, looks, Sums.over(looks.flatten(1)))
+    found = method._best_place(obj, prior, frame, 2)
     assert torch.equal(found > 0, prior > 1)
     alone = torch.where(prior > 1, prior, -4.0)
-    assert torch.equal(method._best_place(obj.memory, alone, frame, 2), alone)
+    assert torch.equal(method._best_place(obj, alone, frame, 2), alone)
 
 
 def test_motion_constant_velocity_moves_the_mask() -> None:

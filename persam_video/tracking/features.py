@@ -65,20 +65,42 @@ _LOOKS = 96
 
 
 @dataclass(frozen=True, slots=True)
+class Sums:
+    """Sums over cells, which serve every object.
+
+    Attributes:
+        gram: (C, C) float32, sum of f f^T.
+        total: (C,) float32, sum of f.
+        count: Number of cells.
+    """
+
+    gram: Tensor
+    total: Tensor
+    count: int
+
+    @classmethod
+    def over(cls, cells: Tensor) -> Sums:
+        """Of (C, n) features."""
+        return cls(cells @ cells.T, cells.sum(dim=1), cells.shape[1])
+
+    def __add__(self, other: Sums) -> Sums:
+        """Over the cells of both."""
+        return Sums(self.gram + other.gram, self.total + other.total, self.count + other.count)
+
+
+@dataclass(frozen=True, slots=True)
 class FrameFeatures:
     """The features of one frame and their sums, shared by all of its objects.
 
     Attributes:
         cells: (C, h, w) float32; the last channel is 1, for the intercept.
         looks: (D, h, w) float32, their first components brought to unit length.
-        gram: (C, C) float32, sum of f f^T over all cells.
-        total: (C,) float32, sum of f over all cells.
+        sums: Over all cells, and over others that are background too.
     """
 
     cells: Tensor
     looks: Tensor
-    gram: Tensor
-    total: Tensor
+    sums: Sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +151,8 @@ class FeatureSpace:
         assert components is not None
         components = _resized(components, coarser, self.stride, embedding)
         cells = F.pad(components, (0, 0, 0, 0, 0, 1), value=1.0)
-        flat = cells.flatten(1)
         looks = F.normalize(components[:_LOOKS], dim=0)
-        return FrameFeatures(cells, looks, flat @ flat.T, flat.sum(dim=1))
+        return FrameFeatures(cells, looks, Sums.over(cells.flatten(1)))
 
     def _unit_maps(self, embedding: Embedding) -> list[tuple[Tensor, int]]:
         """Per map (C_i, h_i, w_i) float32 without padding, unit length per cell, and its stride."""

@@ -23,24 +23,6 @@ _STRAY = 0.02  # an object that moves smoothly overlaps its own expected place b
 
 
 @dataclass(slots=True)
-class Search:
-    """What a lost object is searched with where only parts of frames are encoded otherwise.
-
-    Features of a whole frame are not those of a part of it, and what is far off has been seen in
-    whole frames only.
-
-    Attributes:
-        target: The reference's features in its whole frame, never changed, as all that is here.
-        model: The discriminative model learnt from it.
-        memory: Its cells.
-    """
-
-    target: Target
-    model: TargetModel
-    memory: AppearanceMemory = field(default_factory=AppearanceMemory)
-
-
-@dataclass(slots=True)
 class TrackedObject:
     """One object's memory; its size is fixed, however long the clip.
 
@@ -53,8 +35,6 @@ class TrackedObject:
         model: The discriminative model of method "track"; None for other methods, and until the
             object of a photo is first found.
         memory: The appearance memory of method "track".
-        search: What it is searched with in a whole frame; None where it is followed in whole frames
-            as well.
         likeness: Running likeness of its masks to the target, see ``location_prior.likeness``; it
             falls slowly as the object turns, and at once when the mask is on something else.
         state: Of the latest frame.
@@ -69,7 +49,6 @@ class TrackedObject:
     scale_weights: Tensor | None = None
     model: TargetModel | None = None
     memory: AppearanceMemory = field(default_factory=AppearanceMemory)
-    search: Search | None = None
     likeness: float = 1.0
     state: ObjectState = ObjectState.TRACKED
     score: float = 1.0

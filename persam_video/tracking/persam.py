@@ -145,8 +145,7 @@ class PersamMethod:
 def relative_likeness(objects: list[TrackedObject], logits: Tensor, embedding: Embedding) -> Tensor:
     """Likeness of N masks (N, 4h, 4w) to their targets, as a share of its running value: (N,)."""
     running = torch.tensor([o.likeness for o in objects], device=logits.device)
-    targets = [o.search.target if o.search and o.frames_lost else o.target for o in objects]
-    return likeness(targets, logits, embedding) / running
+    return likeness([o.target for o in objects], logits, embedding) / running
 
 
 def remember_likeness(objects: list[TrackedObject], embedding: Embedding) -> None:

@@ -9,6 +9,8 @@ not, the prior is believed.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from scipy import ndimage
@@ -17,8 +19,13 @@ from torch import Tensor
 from persam_video.config import PersonalizeConfig, TrackConfig
 from persam_video.sam.decoder import SamDecoder
 from persam_video.tracking.aggregation import moved_objects
-from persam_video.tracking.appearance_memory import AppearanceMemory
-from persam_video.tracking.features import FeatureSpace, FrameFeatures, grid_stride
+from persam_video.tracking.features import (
+    FeatureSpace,
+    FrameFeatures,
+    Sums,
+    grid_slices,
+    grid_stride,
+)
 from persam_video.tracking.grid import (
     cells_of,
     on_grid,
@@ -56,9 +63,8 @@ class PropagationMethod:
         self._config = track
         self._persam = PersamMethod(decoder, personalize, track, learn_scales=False)
         self._space: FeatureSpace | None = None
-        self._whole_space: FeatureSpace | None = None
+        self._far_off: Sums | None = None
         self._frame: tuple[Embedding, FrameFeatures] | None = None
-        self._whole_frame: tuple[Embedding, FrameFeatures] | None = None
 
     def learn(
         self,
@@ -77,19 +83,24 @@ class PropagationMethod:
             objects: The objects.
             embedding: Of the picture.
             in_clip: Whether it is a frame of the clip.
-            whole: Of the whole frame, where ``embedding`` is of a part of it.
+            whole: Of the whole frame, where ``embedding`` is of a part. What is far from the object
+                comes near later, or is where a lost one is searched.
         """
         if not in_clip:
             return
+        self._features(embedding)  # its statistics are those of the clip
+        if whole is not None:
+            self._far_off, self._frame = self._sums_beside(embedding, whole), None
         for obj, lesson in zip(objects, self._lessons(objects, embedding), strict=True):
             self._fit(obj, embedding, *lesson)
-        if whole is None:
-            return
-        frame = self._whole_features(whole)
-        for obj, (mask, region, rivals) in zip(objects, self._lessons(objects, whole), strict=True):
-            assert obj.search is not None
-            obj.search.model.fit(frame, mask, region, rivals)
-            obj.search.memory.fit(frame.looks, mask, region)
+
+    def _sums_beside(self, part: Embedding, whole: Embedding) -> Sums:
+        """Over the cells of a whole frame that are not in a part of it."""
+        assert self._space is not None
+        cells = self._space.features(whole).cells
+        outside = torch.ones(cells.shape[1:], dtype=torch.bool, device=cells.device)
+        outside[grid_slices(part, self._space.stride)] = False
+        return Sums.over(cells[:, outside])
 
     def _fit(
         self, obj: TrackedObject, embedding: Embedding, mask: Tensor, region: Tensor, rivals: Tensor
@@ -103,22 +114,15 @@ class PropagationMethod:
     def _features(self, embedding: Embedding) -> FrameFeatures:
         """The frame's features, computed once; the first frame asked for sets the statistics."""
         if self._space is None:
-            self._space = self._fitted(embedding)
+            self._space = FeatureSpace.fit(
+                embedding, grid_stride(self._config, embedding), self._config.components
+            )
         if self._frame is None or self._frame[0] is not embedding:
-            self._frame = embedding, self._space.features(embedding)
+            features = self._space.features(embedding)
+            if embedding.window is not None and self._far_off is not None:
+                features = replace(features, sums=features.sums + self._far_off)
+            self._frame = embedding, features
         return self._frame[1]
-
-    def _whole_features(self, embedding: Embedding) -> FrameFeatures:
-        """The same for ``TrackedObject.search``, with statistics of a whole frame."""
-        if self._whole_space is None:
-            self._whole_space = self._fitted(embedding)
-        if self._whole_frame is None or self._whole_frame[0] is not embedding:
-            self._whole_frame = embedding, self._whole_space.features(embedding)
-        return self._whole_frame[1]
-
-    def _fitted(self, embedding: Embedding) -> FeatureSpace:
-        stride = grid_stride(self._config, embedding)
-        return FeatureSpace.fit(embedding, stride, self._config.components)
 
     def segment(
         self, objects: list[TrackedObject], embedding: Embedding, change: Tensor | None = None
@@ -183,15 +187,9 @@ class PropagationMethod:
             moved: (h, w) logits of ``_moved`` on the feature grid.
         """
         assert obj.model is not None
-        config, frame, memory = self._config, self._features(embedding), obj.memory
+        config, frame = self._config, self._features(embedding)
         region = self._search_region(obj, embedding)
         score = obj.model.weights @ frame.cells[:, region]
-        if obj.search is not None and obj.frames_lost > 0:
-            # What has been learnt since, from parts, makes surer where it may be, but adds no place:
-            # it has not seen what is far off.
-            frame, memory = self._whole_features(embedding), obj.search.memory
-            first = obj.search.model.weights @ frame.cells[:, region]
-            score = torch.where(first > 0, torch.maximum(first, score), first)
         if config.memory_share and obj.frames_lost == 0:
             # In a whole frame single cells find their like: a lost object is searched by the model.
             remembered = obj.memory.score(frame.looks[:, region])
@@ -202,11 +200,11 @@ class PropagationMethod:
         prior = prior.clamp(-limit, limit)
         if obj.frames_lost > 0:
             gap = cells_of(_GAP, embedding, grid_stride(config, embedding))
-            prior = self._best_place(memory, prior, frame, gap)
+            prior = self._best_place(obj, prior, frame, gap)
         return prior
 
     def _best_place(
-        self, memory: AppearanceMemory, prior: Tensor, frame: FrameFeatures, gap: int
+        self, obj: TrackedObject, prior: Tensor, frame: FrameFeatures, gap: int
     ) -> Tensor:
         """Leave one place of those where a lost object could be: the one with the most evidence.
 
@@ -215,7 +213,7 @@ class PropagationMethod:
         says about them.
 
         Args:
-            memory: What the object's cells look like.
+            obj: The object.
             prior: (h, w) logits over the whole frame.
             frame: The frame's features.
             gap: Cells by which parts are grown to become one place.
@@ -231,7 +229,7 @@ class PropagationMethod:
         evidence = torch.zeros_like(prior)
         evidence[inside] = prior[inside]
         if self._config.memory_share:
-            evidence[inside] += self._config.gain * memory.score(frame.looks[:, inside])
+            evidence[inside] += self._config.gain * obj.memory.score(frame.looks[:, inside])
         sums = ndimage.sum_labels(
             evidence.clamp_min(0).cpu().numpy(), places, np.arange(1, count + 1)
         )

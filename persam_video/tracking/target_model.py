@@ -86,9 +86,9 @@ class TargetModel:
         inside = share > 0.5
         rival = rivals[region] & ~inside
         part = 1 / 3 if rival.any() else 1 / 2
-        everywhere = part / (region.numel() - inside.sum()).clamp_min(1)
+        everywhere = part / (frame.sums.count - inside.sum()).clamp_min(1)
         around = part / (~inside).sum().clamp_min(1) + part / rival.sum().clamp_min(1) * rival
         weight = torch.where(inside, 1 / inside.sum(), everywhere + around)
-        matrix = everywhere * frame.gram + (near * (weight - everywhere)) @ near.T
-        vector = near @ (weight * (2 * share - 1) + everywhere) - everywhere * frame.total
+        matrix = everywhere * frame.sums.gram + (near * (weight - everywhere)) @ near.T
+        vector = near @ (weight * (2 * share - 1) + everywhere) - everywhere * frame.sums.total
         return matrix, vector

@@ -26,10 +26,9 @@ from persam_video.tracking.aggregation import label_map, soft_aggregate
 from persam_video.tracking.background import Background
 from persam_video.tracking.close_up import CloseUps
 from persam_video.tracking.motion import Motion
-from persam_video.tracking.objects import Search, TrackedObject, without_strays
+from persam_video.tracking.objects import TrackedObject, without_strays
 from persam_video.tracking.persam import PersamMethod
 from persam_video.tracking.propagation import PropagationMethod
-from persam_video.tracking.target_model import TargetModel
 from persam_video.types import (
     Box,
     Embedding,
@@ -417,10 +416,6 @@ class Tracker:
                 f"the mask is {labels.shape[1]}x{labels.shape[0]} but the frame is "
                 f"{embedding.source_hw[1]}x{embedding.source_hw[0]} (width x height)"
             )
-        whole = None
-        if embedding.window is not None:
-            assert self._latest is not None  # only frames are encoded in parts
-            whole = self.encode(self._latest[0].image_rgb)
         side = embedding.input_size // 4
         learnt = []
         for object_id in object_ids(labels):
@@ -429,11 +424,11 @@ class Tracker:
             # +-8 where a cell is wholly in or out, 0 at half: the mask as the decoder gives it.
             logits = torch.logit(coverage, eps=_REFERENCE_EPS)
             target = make_target(embedding, mask, self._personalize.target)
-            obj = TrackedObject(object_id, target, logits, Motion(logits))
-            if whole is not None:
-                target = make_target(whole, mask, self._personalize.target)
-                obj.search = Search(target, TargetModel(self._track))
-            learnt.append(obj)
+            learnt.append(TrackedObject(object_id, target, logits, Motion(logits)))
+        whole = None
+        if embedding.window is not None:
+            assert self._latest is not None  # only frames are encoded in parts
+            whole = self.encode(self._latest[0].image_rgb)
         self._method.learn(learnt, embedding, in_clip=in_clip, whole=whole)
         self._objects.update((obj.object_id, obj) for obj in learnt)
         if self._close_ups and in_clip and self._latest:
