@@ -83,8 +83,8 @@ class PropagationMethod:
             objects: The objects.
             embedding: Of the picture.
             in_clip: Whether it is a frame of the clip.
-            whole: Of the whole frame, where ``embedding`` is of a part. What is far from the object
-                comes near later, or is where a lost one is searched.
+            whole: Of the whole frame, where ``embedding`` is of a part of the first one. What is
+                far from all objects comes near later, or is where a lost one is searched.
         """
         if not in_clip:
             return

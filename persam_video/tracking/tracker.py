@@ -57,7 +57,7 @@ class Method(Protocol):
     ) -> None:
         """Take each object's ``logits`` as its reference in a frame, or in another picture.
 
-        Where the embedding is of a part, ``whole`` is of the whole frame.
+        Where the embedding is of a part of the clip's first frame, ``whole`` is of all of it.
         """
 
     def segment(
@@ -201,9 +201,9 @@ class Tracker:
 
     def _shows_enough(self, embedding: Embedding) -> bool:
         """Whether the part of the frame that was encoded has the objects' expected places."""
-        if embedding.window is None:
-            return True
         objects = self._in_order()
+        if embedding.window is None or not objects:
+            return True
         if any(obj.frames_lost > 0 or obj.model is None for obj in objects):
             return False
         outside = torch.ones(objects[0].logits.shape, dtype=torch.bool)
@@ -237,7 +237,8 @@ class Tracker:
         self._latest = frame, embedding
         if self._background:
             self._background.look(frame.image_rgb)
-        self._learn(labels, embedding)
+        whole = None if embedding.window is None else self.encode(frame.image_rgb)
+        self._learn(labels, embedding, whole=whole)
         if self._background:
             self._background.learn(labels > 0)  # void included: it may be object
         self._planned = self._box_ahead(1), self._box_ahead(2)
@@ -408,7 +409,14 @@ class Tracker:
         around = self.box_around(labels) if labels.shape == frame.size_hw else None
         return embedding if around is None else self.encode(frame.image_rgb, around)
 
-    def _learn(self, labels: UInt8Array, embedding: Embedding, *, in_clip: bool = True) -> None:
+    def _learn(
+        self,
+        labels: UInt8Array,
+        embedding: Embedding,
+        *,
+        in_clip: bool = True,
+        whole: Embedding | None = None,
+    ) -> None:
         """Make or renew the memory of every object in ``labels``."""
         check_label_map(labels)
         if labels.shape != embedding.source_hw:
@@ -425,10 +433,6 @@ class Tracker:
             logits = torch.logit(coverage, eps=_REFERENCE_EPS)
             target = make_target(embedding, mask, self._personalize.target)
             learnt.append(TrackedObject(object_id, target, logits, Motion(logits)))
-        whole = None
-        if embedding.window is not None:
-            assert self._latest is not None  # only frames are encoded in parts
-            whole = self.encode(self._latest[0].image_rgb)
         self._method.learn(learnt, embedding, in_clip=in_clip, whole=whole)
         self._objects.update((obj.object_id, obj) for obj in learnt)
         if self._close_ups and in_clip and self._latest:
