@@ -124,7 +124,12 @@ class FirstWay:
         """Ids of all objects followed, ascending."""
         return tuple(obj.object_id for obj in self._objects)
 
-    def encode(self, image_rgb: NDArray[np.uint8]) -> pv.Embedding:
+    @property
+    def planned(self) -> tuple[None, None]:
+        """As of ``pv.Tracker``: it encodes whole frames."""
+        return None, None
+
+    def encode(self, image_rgb: NDArray[np.uint8], box_xyxy: None = None) -> pv.Embedding:
         """Embed one (H, W, 3) uint8 RGB picture."""
         return self.encoder.encode(image_rgb)
 
