@@ -97,7 +97,12 @@ class VideoModel:
         return ((pixels - mean) / std).to(self._dtype)
 
     @torch.inference_mode()
-    def encode(self, image_rgb: NDArray[np.uint8]) -> SimpleNamespace:
+    @property
+    def planned(self) -> tuple[None, None]:
+        """As of ``pv.Tracker``: they encode whole frames."""
+        return None, None
+
+    def encode(self, image_rgb: NDArray[np.uint8], box_xyxy: None = None) -> SimpleNamespace:
         """The bare image encoder."""
         answer = self._model.vision_encoder(self._pixels(image_rgb))
         return SimpleNamespace(neck=answer.last_hidden_state)
