@@ -42,7 +42,7 @@ PREFETCH = 4
 """Frames that are decoded ahead of the encoder."""
 
 ENCODE_AHEAD = 1
-"""Frames that are encoded ahead of the tracker; each is some 30 MB."""
+"""Frames that are encoded ahead of the tracker, each some 30 MB; no more than one is planned."""
 
 WRITE_BEHIND = 4
 """Results that may wait for the sinks before the tracker is held up."""
