@@ -16,7 +16,6 @@ from torch import Tensor
 
 from persam_video.config import Config, PersonalizeConfig, TrackConfig
 from persam_video.errors import PersamError, PromptError
-from persam_video.geometry import mask_to_box
 from persam_video.personalize.prompted import masks_from_prompts
 from persam_video.personalize.target import grid_coverage, make_target
 from persam_video.sam.decoder import SamDecoder, upscale_logits
@@ -25,6 +24,7 @@ from persam_video.sam.models import load_sam
 from persam_video.tracking.aggregation import label_map, soft_aggregate
 from persam_video.tracking.background import Background
 from persam_video.tracking.close_up import CloseUps
+from persam_video.tracking.crop import box_ahead, box_around, shows_expected_places
 from persam_video.tracking.motion import Motion
 from persam_video.tracking.objects import TrackedObject, without_strays
 from persam_video.tracking.persam import PersamMethod
@@ -176,43 +176,15 @@ class Tracker:
         ids = object_ids(labels)
         if not (self.crops and ids):
             return None
-        return self._padded(mask_to_box(np.isin(labels, ids)), max(labels.shape))
+        return box_around(np.isin(labels, ids), self._track.crop_padding)
 
     def _box_ahead(self, frames: int) -> Box:
-        """What to encode so many frames later; None while an object may be anywhere."""
-        if not self.crops or self._latest is None or not self._objects:
+        """What to encode so many frames later; None = everything."""
+        if not self.crops or self._latest is None:
             return None
-        objects = self._in_order()
-        if any(obj.frames_lost > 0 or obj.model is None for obj in objects):
-            return None
-        size_hw = self._latest[0].size_hw
-        expected = [obj.motion.moved(obj.logits, frames) > 0 for obj in objects]
-        box = mask_to_box(torch.stack(expected).any(dim=0).cpu().numpy())
-        if box is None:
-            return None
-        cell = max(size_hw) * 4 / self._latest[1].input_size
-        return self._padded(box * cell, max(size_hw))
-
-    def _padded(self, box_xyxy: Box, longest: int) -> Box:
-        if box_xyxy is None:
-            return None
-        padding = self._track.crop_padding / 128 * longest
-        return box_xyxy + np.array([-padding, -padding, padding, padding], np.float32)
-
-    def _shows_enough(self, embedding: Embedding) -> bool:
-        """Whether the part of the frame that was encoded has the objects' expected places."""
-        objects = self._in_order()
-        if embedding.window is None or not objects:
-            return True
-        if any(obj.frames_lost > 0 or obj.model is None for obj in objects):
-            return False
-        outside = torch.ones(objects[0].logits.shape, dtype=torch.bool)
-        outside[embedding.window.scaled(4).slices] = False
-        rows, columns = (-(-length // 4) for length in embedding.input_hw)
-        outside = outside[:rows, :columns].to(embedding.neck.device)
-        return not any(
-            ((obj.expected_logits()[:rows, :columns] > 0) & outside).any() for obj in objects
-        )
+        frame, embedding = self._latest
+        padding = self._track.crop_padding
+        return box_ahead(self._in_order(), frames, frame.size_hw, embedding.input_size, padding)
 
     @torch.inference_mode()
     def start(
@@ -277,7 +249,7 @@ class Tracker:
         if not self._objects and self._latest is None:
             raise PersamError("step() before start(): the tracker has no object to follow")
         embedding = embedding or self.encode(frame.image_rgb, self._planned[0])
-        if not self._shows_enough(embedding):
+        if not shows_expected_places(self._in_order(), embedding):
             embedding = self.encode(frame.image_rgb, self._box_ahead(1))
         self._latest = frame, embedding
         objects = self._in_order()
