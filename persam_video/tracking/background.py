@@ -102,14 +102,16 @@ class Background:
             assert old is not None
             stayed = _distance(colours, _warped(old.colours, moved)) < _CHANGING * _NOISE
             self._mean = _warped(self._mean, moved)
-            self._spread = _warped(self._spread, moved)
+            masks = self._known, self._objects, self._inside
+            together = _warped(np.stack([self._spread, *masks], axis=2, dtype=np.float32), moved)
+            self._spread = together[..., 0].copy()
             # Interpolation takes a rim off what is known with every motion, and with it what has
             # been behind the object for so long that its place is no longer certain.
-            self._known = _warped(self._known.astype(np.float32), moved) > 0.99
-            self._objects = _warped(self._objects.astype(np.float32), moved) > 0.5
-            self._inside = _warped(self._inside.astype(np.float32), moved) > 0.5
+            self._known, self._objects = together[..., 1] > 0.99, together[..., 2] > 0.5
+            self._inside = together[..., 3] > 0.5
         difference = _difference(colours, self._mean)
-        usual = float(np.percentile(difference[self._known], 70)) if self._known.any() else 0.0
+        sampled = difference[::2, ::2][self._known[::2, ::2]]
+        usual = float(np.percentile(sampled, 70)) if sampled.size else 0.0
         spread = np.maximum(self._spread, max(usual, _NOISE))
         spreads = np.asarray(difference / spread, np.float32)
         self._view = _View(gray, colours, difference, spreads, stayed)
@@ -186,8 +188,9 @@ def _reduced(image_rgb: UInt8Array) -> tuple[UInt8Array, Float32Array]:
     scale = min(1.0, _LONGEST / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     small = cv2.resize(image_rgb, size, interpolation=cv2.INTER_AREA)
-    lab = cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
-    colours = cv2.GaussianBlur(lab, (0, 0), 1.0) * np.array([_LIGHTNESS, 1, 1], np.float32)
+    lab = np.asarray(cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2LAB), np.float32)
+    lab[..., 0] *= _LIGHTNESS
+    colours = cv2.GaussianBlur(lab, (0, 0), 1.0)
     gray = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
     return np.asarray(gray, np.uint8), np.asarray(colours, np.float32)
 
@@ -222,13 +225,17 @@ def _difference(colours: Float32Array, mean: Float32Array) -> Float32Array:
     padded = cv2.copyMakeBorder(mean, 1, 1, 1, 1, cv2.BORDER_REPLICATE)
     planes = list(zip(cv2.split(colours), cv2.split(padded), strict=True))
     nearest = np.full((height, width), np.inf, np.float32)
+    # One buffer for all: fresh memory for pictures of this size takes longer than the sums.
+    squared, apart = np.empty_like(nearest), np.empty_like(nearest)
     for row in range(3):
         for column in range(3):
             there = slice(row, row + height), slice(column, column + width)
-            apart = [here - plane[there] for here, plane in planes]
-            squared = apart[0] * apart[0] + apart[1] * apart[1] + apart[2] * apart[2]
-            np.minimum(nearest, squared, out=nearest)
-    return np.sqrt(nearest)
+            squared[:] = 0
+            for here, plane in planes:
+                cv2.subtract(here, plane[there], apart)
+                cv2.accumulateSquare(apart, squared)
+            cv2.min(nearest, squared, nearest)
+    return np.sqrt(nearest, out=nearest)
 
 
 def _distance(a: Float32Array, b: Float32Array) -> Float32Array:
