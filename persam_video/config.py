@@ -102,8 +102,12 @@ class EncoderConfig(_Checked):
     exported: str | None = setting(
         None, "folder made by persam-video export; it says runtime and number format too"
     )
-    input_size: int = setting(
-        1024, "side of the network's square input in pixels, a multiple of 64", low=256, high=2048
+    input_size: int | None = setting(
+        None,
+        "side of the network's square input in pixels, a multiple of 64; none = 1280 for vit_t, "
+        "1024 for the others; clicks, photos, persam and persam_f have at most SAM's own 1024",
+        low=256,
+        high=2048,
     )
     padding: bool = setting(
         False,
@@ -113,7 +117,7 @@ class EncoderConfig(_Checked):
 
     def __post_init__(self) -> None:
         _Checked.__post_init__(self)
-        if self.input_size % 64:
+        if self.input_size is not None and self.input_size % 64:
             raise ConfigError(f"input_size must be a multiple of 64, got {self.input_size}")
 
 

@@ -36,7 +36,9 @@ def backbone() -> TinyViT:
 
 
 def write(folder: Path, backbone: TinyViT, *how: str, **options: Any) -> export_module.Export:
-    return write_export(folder, CONFIG, backbone, *how, weights_source="a test", **options)
+    return write_export(
+        folder, CONFIG.model, 256, backbone, *how, weights_source="a test", **options
+    )
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +84,7 @@ def test_resolve_export_decides_runtime_and_number_format(folder: Path) -> None:
     config = EncoderConfig(exported=str(folder), input_size=256)
     device, dtype, runtime = models.resolve(config)
     assert (device.type, dtype, runtime) == ("cpu", torch.float32, "openvino")
+    assert models.resolve_input_size(EncoderConfig(exported=str(folder))) == 256
     assert with_export(CONFIG) is CONFIG
 
 

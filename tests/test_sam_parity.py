@@ -32,7 +32,7 @@ from persam_video.sam.decoder import (
     upscale_logits,
 )
 from persam_video.sam.image_encoder import SamImageEncoder, VitBackbone
-from persam_video.sam.models import load_sam
+from persam_video.sam.models import load_sam, resolve_input_size
 from persam_video.sam.registry import MODELS, VitSizes
 from persam_video.types import Embedding, UInt8Array
 
@@ -107,7 +107,13 @@ def exported(vit_t_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> E
             assert stream is not None
             files[name].write_bytes(stream.read())
     encoder, decoder = load_sam(
-        EncoderConfig(checkpoint=str(tarball), dtype="float32", runtime="torch", padding=True)
+        EncoderConfig(
+            checkpoint=str(tarball),
+            dtype="float32",
+            runtime="torch",
+            input_size=1024,
+            padding=True,
+        )
     )
     return Exported(files, encoder, decoder, encoder.encode(scene(480, 854)))
 
@@ -367,6 +373,34 @@ def test_load_sam_other_input_size_has_its_grid_and_finds_the_disc(
 
 
 @pytest.mark.needs_weights
+def test_decoder_takes_embeddings_of_another_size(vit_t_weights: Path) -> None:
+    """It decodes them as one does that was loaded for that size, its own ones as before."""
+    picture, shown = scene(300, 400), {}
+    networks = {
+        side: load_sam(EncoderConfig(device="cpu", dtype="float32", input_size=side))
+        for side in (256, 512)
+    }
+    box = torch.tensor([[60.0, 50.0, 130.0, 120.0]])
+    for side, (encoder, decoder) in networks.items():
+        prompts = PromptBatch(boxes_xyxy=box * side / 256)
+        embedding = encoder.encode(picture)
+        shown[side] = prompts, embedding, decoder.decode(embedding, prompts).logits
+    for side, other in ((256, 512), (512, 256), (256, 256)):
+        prompts, embedding, logits = shown[side]
+        assert torch.equal(networks[other][1].decode(embedding, prompts).logits, logits)
+
+
+def test_sam_alone_has_at_most_the_size_it_was_trained_with() -> None:
+    network = torch.nn.Identity()
+    for size, padded_size in ((512, 512), (1024, 1024), (1280, 1024)):
+        encoder = SamImageEncoder(network, size, padding=False)
+        padded = encoder.with_padding()
+        assert (padded.input_size, padded.padding, padded.backbone) == (padded_size, True, network)
+    squares = SamImageEncoder(network, 1024)
+    assert squares.with_padding() is squares
+
+
+@pytest.mark.needs_weights
 @pytest.mark.parametrize("size_hw", [(270, 480), (480, 270), (300, 300)])
 def test_encode_and_decode_without_padding_give_the_same_masks(
     size_hw: tuple[int, int], vit_t_weights: Path
@@ -468,6 +502,19 @@ def test_vit_backbone_stages_are_global_blocks_of_the_full_model(
 
     assert VitBackbone(sam.image_encoder).taps == taps
     assert set(taps) <= set(sizes.global_blocks)
+
+
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [
+        ({}, 1280),
+        ({"input_size": 512}, 512),
+        ({"model": "vit_b"}, 1024),
+        ({"model": "vit_h"}, 1024),
+    ],
+)
+def test_input_size_goes_by_the_model(settings: dict[str, Any], size: int) -> None:
+    assert resolve_input_size(EncoderConfig(**settings)) == size
 
 
 def test_load_sam_vit_of_another_input_size_raises_before_it_fetches(

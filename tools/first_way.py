@@ -42,6 +42,7 @@ import persam_video as pv
 from persam_video.pipeline import peak_memory, reference_labels
 from persam_video.sam.architecture import build_sam
 from persam_video.sam.checkpoints import load_state_dict
+from persam_video.sam.image_encoder import TRAINED_INPUT_SIZE
 from persam_video.sam.models import resolve_device
 from persam_video.sam.tiny_vit import TinyViT
 from persam_video.sinks import MultiSink
@@ -106,7 +107,7 @@ class FirstWay:
     def __init__(self, config: pv.EncoderConfig) -> None:
         checkpoint = None if config.checkpoint is None else Path(config.checkpoint)
         sam = build_sam(config.model, load_state_dict(config.model, checkpoint, progress=False))
-        size = config.input_size
+        size = config.input_size or TRAINED_INPUT_SIZE
         if isinstance(sam.image_encoder, TinyViT):
             sam.image_encoder = ContiguousTinyViT(sam.image_encoder, size)
         sam.prompt_encoder.image_embedding_size = (size // 16, size // 16)

@@ -60,7 +60,7 @@ class CachedEncoder:
     def __init__(self, encoder: SamImageEncoder, folder: Path) -> None:
         self._encoder = encoder
         code = code_version("sam/image_encoder.py", "sam/tiny_vit.py", "geometry.py")
-        key = hashlib.sha256(f"{encoder.input_size} {code}".encode())
+        key = hashlib.sha256(code.encode())
         if isinstance(encoder.backbone, nn.Module):
             for parameter in encoder.backbone.parameters():
                 key.update(parameter.detach().float().cpu().numpy().tobytes())
@@ -96,7 +96,7 @@ class CachedEncoder:
         """As ``Encoder.encode``, but for the rounding to float16."""
         begin = time.perf_counter()
         self.use.calls += 1
-        asked = f"{image_rgb.shape} {self._encoder.padding}"
+        asked = f"{image_rgb.shape} {self._encoder.padding} {self._encoder.input_size}"
         digest = hashlib.sha256(image_rgb.tobytes() + asked.encode()).hexdigest()
         path = self._folder / f"{digest[:32]}.pt"
         if not path.exists():

@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--mask", type=Path, required=True, help="mask of its first frame")
     parser.add_argument("--first", type=int, default=50, help="frames of the first peak")
     parser.add_argument("--frames", type=int, default=500, help="frames of the second peak")
-    parser.add_argument("--input-size", type=int, default=1024, help="side of the network's input")
+    parser.add_argument("--input-size", type=int, help="side of the network's input")
     args = parser.parse_args()
     if not 1 <= args.first <= args.frames:
         parser.error(f"--first must be in 1..{args.frames} (--frames), got {args.first}")

@@ -88,7 +88,8 @@ def execute(args: argparse.Namespace) -> int:
     frames = _calibration(args.calibrate, args.calibration_frames, encoder)
     write_export(
         args.output,
-        config,
+        config.model,
+        encoder.input_size,
         encoder.torch_backbone,
         args.format,
         args.precision,

@@ -20,7 +20,7 @@ from torch.jit._trace import TracerWarning
 from persam_video.errors import CheckpointError, ConfigError
 from persam_video.files import atomic_path
 from persam_video.sam.checkpoints import cache_folder, cache_lock
-from persam_video.sam.image_encoder import VIT_INPUT_SIZE
+from persam_video.sam.image_encoder import TRAINED_INPUT_SIZE
 from persam_video.sam.tiny_vit import STAGE_STRIDES, TinyViT
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def input_shape(backbone: nn.Module) -> list[int | str]:
     """(1, 3, H, W); H and W are names where the network, a ``TinyViT``, takes any size."""
     if isinstance(backbone, TinyViT):
         return [1, 3, *_EXAMPLE]
-    return [1, 3, VIT_INPUT_SIZE, VIT_INPUT_SIZE]
+    return [1, 3, TRAINED_INPUT_SIZE, TRAINED_INPUT_SIZE]
 
 
 def write_onnx(backbone: nn.Module, path: Path) -> None:

@@ -9,6 +9,7 @@ decoded in a window of the picture's cells instead of all of them.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -86,22 +87,24 @@ class SamDecoder:
     """Prompts + embedding -> candidate masks.
 
     Args:
-        prompt_encoder: Built for the embedding's grid.
+        prompt_encoder: Built for the grid of most embeddings; others have it resized.
         mask_decoder: As segment_anything builds it.
     """
 
     def __init__(self, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder) -> None:
         self.prompt_encoder = prompt_encoder
         self.mask_decoder = mask_decoder
+        self._sized: dict[tuple[int, int], tuple[PromptEncoder, Tensor]] = {}
         with torch.inference_mode():
-            self._image_pe: Tensor = self.prompt_encoder.get_dense_pe()
+            grid = prompt_encoder.image_embedding_size
+            self._sized[grid] = prompt_encoder, prompt_encoder.get_dense_pe()
             first, self._norm, _, second, _ = mask_decoder.output_upscaling
             self._upscaling = _as_product(first), _as_product(second)
 
     @property
     def device(self) -> torch.device:
         """Where prompts must live."""
-        return self._image_pe.device
+        return self._upscaling[0][0].device
 
     @torch.inference_mode()
     def decode(
@@ -130,13 +133,14 @@ class SamDecoder:
         where = windows
         if where is None:
             where = [Window(0, 0, columns, rows)] * len(prompts)
-        sparse, dense = self._prompt_tokens(prompts, where)
+        prompt_encoder, grid_pe = self._for_grid(embedding)
+        sparse, dense = _prompt_tokens(prompt_encoder, prompts, where)
         decoder = self.mask_decoder
         own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
         tokens = torch.cat([own.expand(len(sparse), -1, -1), sparse], dim=1)
         # Cells one after the other, their channels side by side: every step is a matrix product.
         image = (_cut(embedding.neck, where) + dense).permute(0, 2, 3, 1).contiguous()
-        image_pe = _cut(self._image_pe, where).permute(0, 2, 3, 1).contiguous()
+        image_pe = _cut(grid_pe, where).permute(0, 2, 3, 1).contiguous()
         prior = guidance.attention_prior
         if prior is not None:
             prior = _cut(prior.view(-1, 1, *grid), where).flatten(1)
@@ -174,20 +178,15 @@ class SamDecoder:
         )
         return Candidates(logits, predicted_iou)
 
-    def _prompt_tokens(
-        self, prompts: PromptBatch, windows: Sequence[Window]
-    ) -> tuple[Tensor, Tensor]:
-        """SAM's prompt encoder: (N, K, 256) tokens, and (N, 256, h, w) to add to the image."""
-        points, masks = None, prompts.mask_logits
-        if prompts.points_xy is not None:
-            points = (prompts.points_xy, prompts.point_labels)
-        if masks is not None:
-            # Its convolutions have no padding, so that a part of the mask gives that part.
-            masks = _cut(masks, [window.scaled(4) for window in windows])
-        sparse, dense = self.prompt_encoder(points=points, boxes=prompts.boxes_xyxy, masks=masks)
-        if masks is None:
-            dense = _cut(dense, windows)  # the same everywhere
-        return sparse, dense
+    def _for_grid(self, embedding: Embedding) -> tuple[PromptEncoder, Tensor]:
+        """The prompt encoder with the embedding's size, and the cells' (1, 256, h, w) positions."""
+        rows, columns = embedding.neck.shape[2:]
+        if (rows, columns) not in self._sized:
+            prompt_encoder = copy.copy(self.prompt_encoder)  # shares its weights
+            prompt_encoder.image_embedding_size = rows, columns
+            prompt_encoder.input_image_size = (embedding.input_size, embedding.input_size)
+            self._sized[rows, columns] = prompt_encoder, prompt_encoder.get_dense_pe()
+        return self._sized[rows, columns]
 
     def _transform(
         self, tokens: Tensor, image: Tensor, image_pe: Tensor, guidance: Guidance
@@ -235,6 +234,22 @@ class SamDecoder:
         # (rows, columns, rows and columns of the first 2 x 2, rows and columns of the second)
         cells = (kernels @ x.transpose(1, 2)).view(*kernels.shape[:2], height, width, 2, 2, 2, 2)
         return cells.permute(0, 1, 2, 4, 6, 3, 5, 7).flatten(2, 4).flatten(3, 5)
+
+
+def _prompt_tokens(
+    prompt_encoder: PromptEncoder, prompts: PromptBatch, windows: Sequence[Window]
+) -> tuple[Tensor, Tensor]:
+    """SAM's prompt encoder: (N, K, 256) tokens, and (N, 256, h, w) to add to the image."""
+    points, masks = None, prompts.mask_logits
+    if prompts.points_xy is not None:
+        points = (prompts.points_xy, prompts.point_labels)
+    if masks is not None:
+        # Its convolutions have no padding, so that a part of the mask gives that part.
+        masks = _cut(masks, [window.scaled(4) for window in windows])
+    sparse, dense = prompt_encoder(points=points, boxes=prompts.boxes_xyxy, masks=masks)
+    if masks is None:
+        dense = _cut(dense, windows)  # the same everywhere
+    return sparse, dense
 
 
 def _as_product(convolution: nn.ConvTranspose2d) -> tuple[Tensor, Tensor]:

@@ -79,7 +79,8 @@ def check_precision(format_name: str, precision: str) -> None:
 
 def write_export(
     folder: Path,
-    config: EncoderConfig,
+    model: str,
+    input_size: int,
     backbone: nn.Module,
     format_name: str,
     precision: str,
@@ -92,7 +93,8 @@ def write_export(
 
     Args:
         folder: Must not exist, or be empty.
-        config: Its ``model`` and ``input_size`` are noted.
+        model: Of the registry.
+        input_size: That the network will be asked for, in pixels.
         backbone: Of this room, float32 on the CPU.
         format_name: "onnx" or "openvino".
         precision: "float32", "bfloat16" (openvino) or "int8".
@@ -114,10 +116,10 @@ def write_export(
     if precision == "int8":
         packages.append("nncf" if format_name == "openvino" else "onnxruntime")
     export = Export(
-        config.model,
+        model,
         format_name,
         precision,
-        config.input_size,
+        input_size,
         input_shape(backbone),
         weights_digest(backbone),
         weights_source,
@@ -225,8 +227,14 @@ def with_export(config: EncoderConfig) -> EncoderConfig:
         wanted["dtype"] = export.precision
     for name, value in wanted.items():
         got = getattr(config, name)
-        if got not in ("auto", value):
+        if got not in ("auto", None, value):
             raise ConfigError(f"{config.exported} was exported for {name} {value}, got {got}")
     device = "cpu" if config.device == "auto" else config.device
     dtype = str(wanted.get("dtype", config.dtype))
-    return replace(config, device=device, runtime=export.runtime, dtype=dtype)
+    return replace(
+        config,
+        device=device,
+        runtime=export.runtime,
+        dtype=dtype,
+        input_size=export.input_size,
+    )

@@ -25,7 +25,8 @@ _STEP = 7
 _PART = 0.8
 """Share of the picture from which on all of it is encoded."""
 
-VIT_INPUT_SIZE = 1024
+TRAINED_INPUT_SIZE = 1024
+"""Side of the square that SAM was trained with."""
 """Side of the square input that ViT-B, -L and -H were trained for, and the only one they take."""
 
 
@@ -171,10 +172,11 @@ class SamImageEncoder:
         return self.backbone
 
     def with_padding(self) -> SamImageEncoder:
-        """The same network with the padding encoded too."""
-        if self.padding:
+        """The same network with the padding encoded too, at no more than SAM's own size."""
+        input_size = min(self.input_size, TRAINED_INPUT_SIZE)
+        if self.padding and input_size == self.input_size:
             return self
-        return SamImageEncoder(self.backbone, self.input_size, self.device, self.dtype)
+        return SamImageEncoder(self.backbone, input_size, self.device, self.dtype)
 
     def preprocess(
         self, image_rgb: UInt8Array, input_hw: tuple[int, int], window: Window | None = None

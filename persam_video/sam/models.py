@@ -14,13 +14,21 @@ from persam_video.sam.architecture import build_sam
 from persam_video.sam.checkpoints import load_state_dict
 from persam_video.sam.decoder import SamDecoder
 from persam_video.sam.export import with_export
-from persam_video.sam.image_encoder import VIT_INPUT_SIZE, Backbone, SamImageEncoder, VitBackbone
+from persam_video.sam.image_encoder import (
+    TRAINED_INPUT_SIZE,
+    Backbone,
+    SamImageEncoder,
+    VitBackbone,
+)
 from persam_video.sam.machine import has_amx_bfloat16
 from persam_video.sam.registry import model_info
 from persam_video.sam.runtimes import choose_runtime
 from persam_video.sam.tiny_vit import TinyViT
 
 logger = logging.getLogger(__name__)
+
+_TINY_INPUT_SIZE = 1280
+"""For "track" TinyViT sees more at this size than at SAM's own (README, ablation)."""
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -38,7 +46,7 @@ def load_sam(config: EncoderConfig, *, progress: bool = True) -> tuple[SamImageE
             size.
     """
     device, dtype, runtime = resolve(config)
-    _check_input_size(config)  # before anything large is fetched
+    input_size = resolve_input_size(config)  # before anything large is fetched
     checkpoint = None if config.checkpoint is None else Path(config.checkpoint)
     sam = build_sam(config.model, load_state_dict(config.model, checkpoint, progress=progress))
     backbone: torch.nn.Module = sam.image_encoder
@@ -47,21 +55,19 @@ def load_sam(config: EncoderConfig, *, progress: bool = True) -> tuple[SamImageE
     for module in (backbone, sam.prompt_encoder, sam.mask_decoder):
         module.requires_grad_(False).eval().to(device)
     padding = config.padding or not isinstance(backbone, TinyViT)
-    grid = config.input_size // 16
+    grid = input_size // 16
     sam.prompt_encoder.image_embedding_size = (grid, grid)
-    sam.prompt_encoder.input_image_size = (config.input_size, config.input_size)
+    sam.prompt_encoder.input_image_size = (input_size, input_size)
     sam.prompt_encoder.mask_input_size = (4 * grid, 4 * grid)
     decoder = SamDecoder(sam.prompt_encoder, sam.mask_decoder)
-    logger.info(
-        "%s on %s, %s, %s, input %d", config.model, device, dtype, runtime, config.input_size
-    )
+    logger.info("%s on %s, %s, %s, input %d", config.model, device, dtype, runtime, input_size)
     if runtime != "torch":
         chosen = config.runtime != "auto" or config.exported is not None
         compiled = _compiled(backbone, runtime, dtype, config.exported, chosen)
         if compiled is not None:
-            return SamImageEncoder(compiled, config.input_size, device, padding=padding), decoder
+            return SamImageEncoder(compiled, input_size, device, padding=padding), decoder
     backbone.to(dtype=dtype).to(memory_format=torch.channels_last)
-    encoder = SamImageEncoder(backbone, config.input_size, device, dtype, padding=padding)
+    encoder = SamImageEncoder(backbone, input_size, device, dtype, padding=padding)
     return encoder, decoder
 
 
@@ -86,12 +92,22 @@ def _compiled(
     return compiled
 
 
-def _check_input_size(config: EncoderConfig) -> None:
-    if model_info(config.model).vit is not None and config.input_size != VIT_INPUT_SIZE:
+def resolve_input_size(config: EncoderConfig) -> int:
+    """Side of the network's square input in pixels that these settings come to.
+
+    Raises:
+        ConfigError: The model does not run at this size.
+        CheckpointError: As for ``resolve``.
+    """
+    wanted = with_export(config).input_size
+    if model_info(config.model).vit is None:
+        return wanted or _TINY_INPUT_SIZE
+    if wanted not in (None, TRAINED_INPUT_SIZE):
         raise ConfigError(
-            f"{config.model} runs at input_size {VIT_INPUT_SIZE} only (its position embedding has "
-            f"that size), got {config.input_size}"
+            f"{config.model} runs at input_size {TRAINED_INPUT_SIZE} only (its position embedding "
+            f"has that size), got {wanted}"
         )
+    return TRAINED_INPUT_SIZE
 
 
 def resolve_device(name: str) -> torch.device:
@@ -144,6 +160,11 @@ def resolve(config: EncoderConfig) -> tuple[torch.device, torch.dtype, str]:
 
 
 def resolved(config: EncoderConfig) -> EncoderConfig:
-    """These settings with the number format and the runtime that "auto" comes to here."""
+    """These settings with what "auto" and none come to here, but for the device."""
     _, dtype, runtime = resolve(config)
-    return replace(config, dtype=str(dtype).removeprefix("torch."), runtime=runtime)
+    return replace(
+        config,
+        dtype=str(dtype).removeprefix("torch."),
+        runtime=runtime,
+        input_size=resolve_input_size(config),
+    )
