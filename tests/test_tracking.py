@@ -309,16 +309,43 @@ def test_strays_part_away_from_the_object_is_left_to_the_one_that_is_lost_or_unc
     now[5:12, 20:24] = 4.0
     claimed = torch.stack([now, now])
     seen, lost = some_object(1, before), some_object(2, before, lost=True)
-    assert torch.equal(without_strays(claimed, [seen, lost])[0], before)
-    assert torch.equal(without_strays(claimed, [seen, lost])[1], now)
+    assert torch.equal(without_strays(claimed, [seen, lost], (20, 30))[0], before)
+    assert torch.equal(without_strays(claimed, [seen, lost], (20, 30))[1], now)
     # dogs-jump: the larger dog took the smaller one, which had just come back and was uncertain.
     unsure = some_object(2, before)
     unsure.state = ObjectState.UNCERTAIN
-    assert torch.equal(without_strays(claimed, [seen, unsure])[0], before)
-    assert torch.equal(without_strays(claimed, [seen, unsure])[1], now)
+    assert torch.equal(without_strays(claimed, [seen, unsure], (20, 30))[0], before)
     # With nobody missing a mask may have parts: an occluder can split the object.
-    assert torch.equal(without_strays(claimed, [seen, some_object(2, before)]), claimed)
-    assert torch.equal(without_strays(claimed[:1], [seen]), claimed[:1])
+    split = before.clone()
+    split[:, 7:9] = -4.0
+    assert torch.equal(without_strays(split[None], [seen], (20, 30))[0], split)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "kept"),
+    [
+        ((6, 9), (14, 17), True),  # small and near: a part that had been hidden
+        ((6, 14), (14, 18), False),  # near, but a quarter of the object at once
+        ((6, 8), (24, 27), False),  # far off
+        ((14, 16), (4, 6), False),  # near, but through the lower edge of the picture
+        ((6, 8), (0, 2), True),  # at an edge that the object reaches itself
+    ],
+)
+def test_strays_what_has_just_come_into_the_picture_is_something_else(
+    rows: tuple[int, int], columns: tuple[int, int], kept: bool
+) -> None:
+    """bmx-bumps: a spectator walks into the picture in front of the rider."""
+    before = torch.full((32, 32), -4.0)
+    before[2:12, 4:13] = 4.0
+    before[10:12, 0:4] = 4.0  # its arm reaches the left edge
+    now = before.clone()
+    now[slice(*rows), slice(*columns)] = 4.0
+    rider = some_object(1, before)
+    found = without_strays(now[None], [rider], (16, 32))[0]
+    assert torch.equal(found, now if kept else before)
+    # Where no part is in its place the object has jumped.
+    moved = now.where(before < 0, torch.tensor(-4.0))
+    assert torch.equal(without_strays(moved[None], [rider], (16, 32))[0], moved)
 
 
 def test_strays_part_that_more_than_doubles_an_object_is_something_else() -> None:
@@ -328,10 +355,10 @@ def test_strays_part_that_more_than_doubles_an_object_is_something_else() -> Non
     rider = some_object(1, before)
     joined = before.clone()
     joined[:, 20:29] = 4.0
-    assert torch.equal(without_strays(joined[None], [rider])[0], before)
+    assert torch.equal(without_strays(joined[None], [rider], (20, 30))[0], before)
     grown = before.clone()
     grown[2:18, 2:26] = 4.0  # comes closer, or into the picture: one part
-    assert torch.equal(without_strays(grown[None], [rider])[0], grown)
+    assert torch.equal(without_strays(grown[None], [rider], (20, 30))[0], grown)
 
 
 def test_lost_object_is_searched_in_the_place_with_the_most_evidence() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
@@ -19,6 +21,9 @@ from persam_video.types import BoolArray, ObjectState
 _LIKENESS_RATE = 0.2
 _MOST_FRAMES = 5  # a velocity says little about a place longer after
 _LEAP = 2  # times the area it had a frame ago
+_SUDDEN = 0.25  # areas of the object that may come into sight at once, though none was hidden
+_AREA_DECAY = 0.95
+_EDGE = 2  # cells beside the picture's edge that are at it
 _STRAY = 0.02  # an object that moves smoothly overlaps its own expected place by more
 
 
@@ -35,6 +40,7 @@ class TrackedObject:
         model: The discriminative model of method "track"; None for other methods, and until the
             object of a photo is first found.
         memory: The appearance memory of method "track".
+        area: Of its masks in cells, the largest of late.
         likeness: Running likeness of its masks to the target, see ``location_prior.likeness``; it
             falls slowly as the object turns, and at once when the mask is on something else.
         state: Of the latest frame.
@@ -49,10 +55,15 @@ class TrackedObject:
     scale_weights: Tensor | None = None
     model: TargetModel | None = None
     memory: AppearanceMemory = field(default_factory=AppearanceMemory)
+    area: float = field(init=False)
     likeness: float = 1.0
     state: ObjectState = ObjectState.TRACKED
     score: float = 1.0
     frames_lost: int = 0
+
+    def __post_init__(self) -> None:
+        """Its area begins with that of the reference."""
+        self.area = float((self.logits > 0).sum())
 
     def learn_likeness(self, value: float) -> None:
         """Let the running likeness follow the one of the mask just believed in."""
@@ -90,37 +101,72 @@ class TrackedObject:
         )
         self.motion.observe(logits, jumped=returned)
         self.logits = logits
+        self.area = max(float((logits > 0).sum()), _AREA_DECAY * self.area)
 
 
-def without_strays(logits: Tensor, objects: list[TrackedObject]) -> Tensor:
+def without_strays(
+    logits: Tensor, objects: list[TrackedObject], picture_hw: tuple[int, int]
+) -> Tensor:
     """Take the parts off the masks that are likely something else.
 
-    While one object is lost or uncertain, another one that looks like it would take it over; and
-    an object that more than doubles from one frame to the next has rather been joined by what has
-    just come into the picture. Its mask may not have parts then that do not touch where the object
-    itself is expected.
+    What has just come into the picture away from an object (``_newcomers``) is not of it. While one
+    object is lost or uncertain, another one that looks like it would take it over; and an object
+    that more than doubles from one frame to the next has rather been joined by something else. Its
+    mask may not have parts then that do not touch where the object itself is expected.
 
     Args:
         logits: (N, 4h, 4w) float32, masks of a new frame.
         objects: The N objects, as they were in the frame before.
+        picture_hw: Rows and columns that are no padding.
 
     Returns:
         (N, 4h, 4w) float32 logits.
     """
+    rows, columns = picture_hw
     unsure = [obj.state is not ObjectState.TRACKED for obj in objects]
     kept = logits.clone()
     for mask, obj, itself in zip(kept, objects, unsure, strict=True):
+        inside = mask[:rows, :columns]
+        parts, count = ndimage.label((inside > 0).cpu().numpy())
+        if obj.frames_lost > 0 or count < 2:
+            continue
+        expected = obj.expected_logits()[:rows, :columns]
+        strays = _newcomers(parts, (expected > 0).cpu().numpy(), obj.area)
         leaps = int((mask > 0).sum()) > _LEAP * int((obj.logits > 0).sum())
-        if obj.frames_lost > 0 or not (leaps or sum(unsure) - itself > 0):
-            continue
-        parts, count = ndimage.label((mask > 0).cpu().numpy())
-        if count < 2:
-            continue
-        expected = _largest_part(obj.expected_logits())
-        own = np.isin(parts, np.unique(parts[expected & (parts > 0)]))
-        if own.any():
-            mask[torch.from_numpy(~own & (parts > 0)).to(mask.device)] = mask.min()
+        if leaps or sum(unsure) - itself > 0:
+            own = np.isin(parts, np.unique(parts[_largest_part(expected) & (parts > 0)]))
+            if own.any():
+                strays |= ~own & (parts > 0)
+        inside[torch.from_numpy(strays).to(mask.device)] = mask.min()
     return kept
+
+
+def _newcomers(parts: NDArray[Any], expected: BoolArray, area: float) -> BoolArray:
+    """Parts that are away from the object's place and have just come into the picture.
+
+    Args:
+        parts: (H, W) int, numbered parts of a mask; 0 is none.
+        expected: (H, W) bool, where the object should be.
+        area: Of the object in cells, from when most of it was to be seen.
+
+    Returns:
+        (H, W) bool, those that are larger than what was hidden of the object, farther off than that
+        is wide, or at an edge of the picture where the object is not expected.
+    """
+    apart = np.ones(parts.max() + 1, np.bool_)
+    apart[0], apart[parts[expected]] = False, False
+    if not apart.any() or apart[1:].all():  # all parts are in place, or the object has jumped
+        return np.zeros(parts.shape, np.bool_)
+    distance = ndimage.distance_transform_edt(~expected)
+    nearest = np.asarray(ndimage.minimum(distance, parts, np.arange(len(apart))))
+    hidden = max(area - float(expected.sum()), _SUDDEN * area)
+    new = (nearest > hidden**0.5) | (np.bincount(parts.ravel()) > hidden)
+    for at_edge in (slice(_EDGE), slice(-_EDGE, None)):
+        for edge in ((at_edge, slice(None)), (slice(None), at_edge)):
+            if not expected[edge].any():
+                new[parts[edge]] = True
+    newcomers: BoolArray = (apart & new)[parts]
+    return newcomers
 
 
 def _largest_part(logits: Tensor) -> BoolArray:

@@ -273,7 +273,8 @@ class Tracker:
             change = change.clamp_max(0)  # what has come may be the lost one
         if objects:
             claimed, scores = self._method.segment(objects, embedding, change)
-            claimed = without_strays(claimed, objects)
+            rows, columns = (-(-length // 4) for length in embedding.input_hw)
+            claimed = without_strays(claimed, objects, (rows, columns))
             logits = soft_aggregate(claimed)
             scores = scores * _kept_share(claimed, logits)
             for obj, mask, score in zip(objects, logits, scores.tolist(), strict=True):
