@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.needs_weights, pytest.mark.needs_davis]
 
 @pytest.fixture(scope="module")
 def sam(vit_t_weights: Path) -> Sam:
-    return load_sam(EncoderConfig(dtype="float32"), progress=False)
+    return load_sam(EncoderConfig(dtype="float32", input_size=1024), progress=False)
 
 
 @pytest.fixture(scope="module")

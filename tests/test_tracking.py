@@ -45,7 +45,7 @@ def sam(vit_t_weights: Path) -> Sam:
 
 @pytest.fixture(scope="module")
 def sam_1024(vit_t_weights: Path) -> Sam:
-    encoder, decoder = load_sam(EncoderConfig(), progress=False)
+    encoder, decoder = load_sam(EncoderConfig(input_size=1024), progress=False)
     return CachingEncoder(encoder), decoder
 
 
