@@ -379,6 +379,21 @@ def test_lost_object_is_searched_in_the_place_with_the_most_evidence() -> None:
     assert torch.equal(method._best_place(obj, alone, frame, 2), alone)
 
 
+def test_lost_object_is_not_where_more_cells_are_familiar_but_less_likely() -> None:
+    """The composed cut: the larger person beside it has cells like the object's, too."""
+    method = PropagationMethod(None, PersonalizeConfig(), TrackConfig())  # type: ignore[arg-type]
+    prior = torch.full((20, 40), -4.0)
+    prior[2:8, 2:8] = 0.5
+    prior[10:14, 30:34] = 3.0
+    looks = torch.zeros(2, 20, 40)
+    looks[0] = 1.0
+    looks[:, prior > 0] = torch.tensor([[0.0], [1.0]])
+    obj = some_object(1, torch.zeros(8, 8), lost=True)
+    obj.memory.fit(looks, (prior > 0).float(), prior > -5)
+    frame = FrameFeatures(looks, looks, Sums.over(looks.flatten(1)))
+    assert torch.equal(method._best_place(obj, prior, frame, 2) > 0, prior > 1)
+
+
 def test_motion_constant_velocity_moves_the_mask() -> None:
     frames = [torch.full((20, 30), -5.0) for _ in range(4)]
     for t, logits in enumerate(frames):

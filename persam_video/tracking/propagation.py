@@ -209,8 +209,8 @@ class PropagationMethod:
         """Leave one place of those where a lost object could be: the one with the most evidence.
 
         In a whole frame other things look like parts of it; taken in with it, they would be learnt.
-        Evidence is the sum over a place's cells of their logits and of what the appearance memory
-        says about them.
+        Evidence is the sum over a place's cells of their logits, each by the chance that the
+        appearance memory gives it.
 
         Args:
             obj: The object.
@@ -229,10 +229,8 @@ class PropagationMethod:
         evidence = torch.zeros_like(prior)
         evidence[inside] = prior[inside]
         if self._config.memory_share:
-            evidence[inside] += self._config.gain * obj.memory.score(frame.looks[:, inside])
-        sums = ndimage.sum_labels(
-            evidence.clamp_min(0).cpu().numpy(), places, np.arange(1, count + 1)
-        )
+            evidence[inside] *= (1 + obj.memory.score(frame.looks[:, inside])) / 2
+        sums = ndimage.sum_labels(evidence.cpu().numpy(), places, np.arange(1, count + 1))
         kept = torch.from_numpy(places == int(sums.argmax()) + 1).to(prior.device)
         return torch.where(kept, prior, -self._config.logit_limit)
 
