@@ -348,6 +348,29 @@ def test_strays_what_has_just_come_into_the_picture_is_something_else(
     assert torch.equal(without_strays(moved[None], [rider], (16, 32))[0], moved)
 
 
+def test_strays_part_far_off_in_the_place_of_another_object_is_that_one() -> None:
+    """dogs-jump: a patch of the smaller dog stayed with the larger one that had stood before it."""
+    large = torch.full((24, 48), -4.0)
+    large[6:18, 2:14] = 4.0
+    large[10:12, 40:42] = 4.0  # the patch, its own since the two have touched
+    small = torch.full((24, 48), -4.0)
+    small[8:14, 38:46] = 4.0
+    alone = large.clone()
+    alone[10:12, 40:42] = -4.0
+    claimed = torch.stack([large, small])
+    kept = without_strays(claimed, [some_object(1, large), some_object(2, small)], (24, 48))
+    assert torch.equal(kept, torch.stack([alone, small]))
+    # Nearby it may be its own, seen past the other one.
+    near = small.roll(-22, dims=1)
+    legs = alone.clone()
+    legs[10:12, 18:20] = 4.0
+    claimed = torch.stack([legs, near])
+    kept = without_strays(claimed, [some_object(1, legs), some_object(2, near)], (24, 48))
+    assert torch.equal(kept, claimed)
+    # With nobody there an object may be in two places.
+    assert torch.equal(without_strays(large[None], [some_object(1, large)], (24, 48))[0], large)
+
+
 def test_strays_part_that_more_than_doubles_an_object_is_something_else() -> None:
     """bmx-bumps on a fine grid: a spectator walks in beside the rider, dark like him."""
     before = torch.full((20, 30), -4.0)

@@ -109,10 +109,12 @@ def without_strays(
 ) -> Tensor:
     """Take the parts off the masks that are likely something else.
 
-    What has just come into the picture away from an object (``_newcomers``) is not of it. While one
-    object is lost or uncertain, another one that looks like it would take it over; and an object
-    that more than doubles from one frame to the next has rather been joined by something else. Its
-    mask may not have parts then that do not touch where the object itself is expected.
+    What is away from an object's place is not of it (``_away``): it has just come into the picture.
+    Of the parts in another object's place only those are kept that are not away from the largest
+    part of its own. While one object is lost or uncertain, another one that looks like it would
+    take it over; and an object that more than doubles from one frame to the next has rather been
+    joined by something else. Its mask may not have parts then that do not touch where the object
+    itself is expected.
 
     Args:
         logits: (N, 4h, 4w) float32, masks of a new frame.
@@ -124,54 +126,64 @@ def without_strays(
     """
     rows, columns = picture_hw
     unsure = [obj.state is not ObjectState.TRACKED for obj in objects]
+    places = [(o.expected_logits()[:rows, :columns] > 0).cpu().numpy() for o in objects]
     kept = logits.clone()
-    for mask, obj, itself in zip(kept, objects, unsure, strict=True):
+    for i, (mask, obj, itself) in enumerate(zip(kept, objects, unsure, strict=True)):
         inside = mask[:rows, :columns]
         parts, count = ndimage.label((inside > 0).cpu().numpy())
         if obj.frames_lost > 0 or count < 2:
             continue
-        expected = obj.expected_logits()[:rows, :columns]
-        strays = _newcomers(parts, (expected > 0).cpu().numpy(), obj.area)
+        strays = _away(parts, places[i], _hidden(obj, places[i]))
+        main = _largest_part(places[i])
+        others = [p for j, p in enumerate(places) if j != i and objects[j].frames_lost == 0]
+        if others:
+            taken = _away(parts, main, _hidden(obj, places[i]))
+            strays |= taken & np.isin(parts, np.unique(parts[np.any(others, axis=0)]))
         leaps = int((mask > 0).sum()) > _LEAP * int((obj.logits > 0).sum())
         if leaps or sum(unsure) - itself > 0:
-            own = np.isin(parts, np.unique(parts[_largest_part(expected) & (parts > 0)]))
+            own = np.isin(parts, np.unique(parts[main & (parts > 0)]))
             if own.any():
                 strays |= ~own & (parts > 0)
         inside[torch.from_numpy(strays).to(mask.device)] = mask.min()
     return kept
 
 
-def _newcomers(parts: NDArray[Any], expected: BoolArray, area: float) -> BoolArray:
-    """Parts that are away from the object's place and have just come into the picture.
+def _hidden(obj: TrackedObject, expected: BoolArray) -> float:
+    """Cells of an object that may come into sight: what it had of late, or a share of that."""
+    return max(obj.area - float(expected.sum()), _SUDDEN * obj.area)
+
+
+def _away(parts: NDArray[Any], place: BoolArray, hidden: float) -> BoolArray:
+    """Parts that are away from an object's place and cannot be of it.
 
     Args:
-        parts: (H, W) int, numbered parts of a mask; 0 is none.
-        expected: (H, W) bool, where the object should be.
-        area: Of the object in cells, from when most of it was to be seen.
+        parts: (H, W) int, numbered parts of its mask; 0 is none.
+        place: (H, W) bool, where it should be.
+        hidden: How many of its cells may come into sight.
 
     Returns:
-        (H, W) bool, those that are larger than what was hidden of the object, farther off than that
-        is wide, or at an edge of the picture where the object is not expected.
+        (H, W) bool, those that are larger than what is hidden of the object, farther off than that
+        is wide, or at an edge of the picture that its place does not reach. None where no part is
+        in the place, as then the object has jumped.
     """
     apart = np.ones(parts.max() + 1, np.bool_)
-    apart[0], apart[parts[expected]] = False, False
-    if not apart.any() or apart[1:].all():  # all parts are in place, or the object has jumped
+    apart[0], apart[parts[place]] = False, False
+    if not apart.any() or apart[1:].all():
         return np.zeros(parts.shape, np.bool_)
-    distance = ndimage.distance_transform_edt(~expected)
+    distance = ndimage.distance_transform_edt(~place)
     nearest = np.asarray(ndimage.minimum(distance, parts, np.arange(len(apart))))
-    hidden = max(area - float(expected.sum()), _SUDDEN * area)
-    new = (nearest > hidden**0.5) | (np.bincount(parts.ravel()) > hidden)
+    impossible = (nearest > hidden**0.5) | (np.bincount(parts.ravel()) > hidden)
     for at_edge in (slice(_EDGE), slice(-_EDGE, None)):
         for edge in ((at_edge, slice(None)), (slice(None), at_edge)):
-            if not expected[edge].any():
-                new[parts[edge]] = True
-    newcomers: BoolArray = (apart & new)[parts]
-    return newcomers
+            if not place[edge].any():
+                impossible[parts[edge]] = True
+    away: BoolArray = (apart & impossible)[parts]
+    return away
 
 
-def _largest_part(logits: Tensor) -> BoolArray:
+def _largest_part(mask: BoolArray) -> BoolArray:
     """(H, W) bool, the largest connected part of a mask."""
-    parts, _ = ndimage.label((logits > 0).cpu().numpy())
+    parts, _ = ndimage.label(mask)
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0
     largest: BoolArray = (parts == sizes.argmax()) & (parts > 0)
