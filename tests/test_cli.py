@@ -200,6 +200,16 @@ def test_track_wrong_input_is_one_clear_line_and_an_exit_code(
     assert re.fullmatch(rf"persam-video: error: .*{re.escape(told)}.*\n", captured.err)
 
 
+def test_track_network_that_cannot_run_leaves_nothing_behind(
+    clip: Path, fake: Callable[..., list[Config]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake()
+    network = ["--model", "vit_b", "--input-size", "1280"]
+    assert main(["track", "clip", "--mask", "mask.png", *network, "-o", "out"]) == 2
+    assert "vit_b runs at input_size 1024 only" in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

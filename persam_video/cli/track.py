@@ -86,9 +86,11 @@ def execute(args: argparse.Namespace) -> int:
     reference = read_reference(args)
 
     from persam_video.pipeline import run
+    from persam_video.sam.models import resolved
     from persam_video.sources import open_source
     from persam_video.tracking.tracker import Tracker
 
+    resolved(config.encoder)  # what cannot run here is told before anything is written
     with open_source(args.source, config.source) as source:
         if args.preview_only:
             tracker = Tracker.from_config(config, progress=not args.quiet)
