@@ -89,8 +89,8 @@ class EncoderConfig(_Checked):
     device: str = setting("auto", "where the network runs", choices=("auto", "cpu", "cuda", "mps"))
     dtype: str = setting(
         "auto",
-        "number format of the image encoder; auto = bfloat16 on CUDA and on CPUs with AMX, "
-        "float32 elsewhere",
+        "number format of the network; auto = bfloat16 on CUDA and on CPUs that multiply it (AMX, "
+        "AVX512-BF16), float32 elsewhere; with float16 the mask decoder is in float32",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     runtime: str = setting(

@@ -123,14 +123,14 @@ def test_feature_grid_of_a_part_is_that_part_of_the_whole_one(
     assert window_seen(part) == window and window_seen(whole) == Window(0, 0, 64, 37)
     space = FeatureSpace.fit(whole, stride)
     place = grid_slices(part, stride)
-    expected = space.features(whole).cells[(..., *place)]
+    expected = space.features(whole).cells[place]
     found = space.features(part)
-    assert found.cells.shape[1:] == grid_size(part, stride) == (336 // stride, 448 // stride)
+    assert found.cells.shape[:2] == grid_size(part, stride) == (336 // stride, 448 // stride)
     edge = 16 // stride  # where maps are enlarged, their last cells have other neighbours
-    inner = (..., slice(edge, -edge), slice(edge, -edge))
+    inner = slice(edge, -edge), slice(edge, -edge)
     torch.testing.assert_close(found.cells[inner], expected[inner], atol=1e-4, rtol=1e-4)
     # The last channel is ones: its square adds up to the number of cells.
-    assert float(found.sums.gram[-1, -1]) == found.sums.count == found.cells[0].numel()
+    assert float(found.sums.gram[-1, -1]) == found.sums.count == found.counted.numel()
 
     square = torch.rand(1, 256, 256)
     torch.testing.assert_close(

@@ -275,7 +275,7 @@ TABLE = {
 def choose(monkeypatch: pytest.MonkeyPatch, installed: set[str], **settings: str) -> str:
     monkeypatch.setattr(runtimes, "is_installed", installed.__contains__)
     monkeypatch.setattr(runtimes.platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(runtimes, "has_amx_bfloat16", lambda: True)
+    monkeypatch.setattr(runtimes, "multiplies_bfloat16", lambda: True)
     monkeypatch.setattr(runtimes, "_MEASURED", TABLE)
     config = EncoderConfig(**{"device": "cpu", "dtype": "float32", **settings})
     return models.resolve(config)[2]
@@ -303,7 +303,7 @@ def test_choose_runtime_auto_takes_the_fastest_measured_and_installed(
 
 def test_choose_runtime_auto_elsewhere_is_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtimes, "is_installed", lambda _: True)
-    monkeypatch.setattr(runtimes, "has_amx_bfloat16", lambda: True)
+    monkeypatch.setattr(runtimes, "multiplies_bfloat16", lambda: True)
     monkeypatch.setattr(runtimes, "_MEASURED", TABLE)
     monkeypatch.setattr(runtimes.platform, "machine", lambda: "x86_64")
     cuda = torch.device("cuda")
@@ -312,7 +312,7 @@ def test_choose_runtime_auto_elsewhere_is_torch(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(runtimes.platform, "machine", lambda: "arm64")
     assert runtimes.choose_runtime(EncoderConfig(), CPU, torch.bfloat16) == "torch"
     monkeypatch.setattr(runtimes.platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(runtimes, "has_amx_bfloat16", lambda: False)
+    monkeypatch.setattr(runtimes, "multiplies_bfloat16", lambda: False)
     assert runtimes.choose_runtime(EncoderConfig(), CPU, torch.bfloat16) == "torch"
 
 
@@ -378,8 +378,8 @@ def test_choose_runtime_in_a_number_format_it_lacks_is_an_error(
 
 
 def test_resolve_onnxruntime_auto_dtype_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "has_amx_bfloat16", lambda: True)
-    monkeypatch.setattr(runtimes, "has_amx_bfloat16", lambda: True)
+    monkeypatch.setattr(models, "multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(runtimes, "multiplies_bfloat16", lambda: True)
     config = models.resolved(EncoderConfig(device="cpu", runtime="onnxruntime"))
     assert (config.dtype, config.runtime) == ("float32", "onnxruntime")
 

@@ -528,16 +528,24 @@ def test_load_sam_vit_of_another_input_size_raises_before_it_fetches(
     assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.parametrize("amx", [True, False, None])
+@pytest.mark.parametrize(
+    ("capabilities", "dtype"),
+    [
+        ({"amx_bf16": True, "avx512_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": False, "avx512_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": False}, torch.float32),
+        (None, torch.float32),  # an old torch
+    ],
+)
 def test_resolve_dtype_auto_is_bfloat16_where_the_processor_has_it(
-    amx: bool | None, monkeypatch: pytest.MonkeyPatch
+    capabilities: dict[str, bool] | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if amx is None:  # an old torch
+    if capabilities is None:
         monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     else:
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx}, raising=False)
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     cpu = torch.device("cpu")
-    assert models.resolve_dtype("auto", cpu) is (torch.bfloat16 if amx else torch.float32)
+    assert models.resolve_dtype("auto", cpu) is dtype
     assert models.resolve_dtype("float32", cpu) is torch.float32
     assert models.resolve_dtype("auto", torch.device("mps")) is torch.float32
 

@@ -23,7 +23,7 @@ from persam_video.references.prompts import parse_prompts
 from persam_video.sam.decoder import SamDecoder
 from persam_video.sam.models import load_sam
 from persam_video.tracking.aggregation import label_map, soft_aggregate
-from persam_video.tracking.features import FrameFeatures, Sums
+from persam_video.tracking.features import FrameFeatures
 from persam_video.tracking.motion import Motion
 from persam_video.tracking.objects import TrackedObject, without_strays
 from persam_video.tracking.propagation import PropagationMethod
@@ -390,12 +390,12 @@ def test_lost_object_is_searched_in_the_place_with_the_most_evidence() -> None:
     prior[2:8, 2:8] = 0.5  # larger, but it looks less like the object
     prior[10:14, 30:34] = 3.0
     prior[15, 31] = 2.0  # near the other one: the same place
-    looks = torch.zeros(2, 20, 40)
-    looks[0], looks[1, 10:16, 30:34] = 1.0, 1.0
-    looks = torch.nn.functional.normalize(looks, dim=0)
+    looks = torch.zeros(20, 40, 2)
+    looks[..., 0], looks[10:16, 30:34, 1] = 1.0, 1.0
+    looks = torch.nn.functional.normalize(looks, dim=2)
     obj = some_object(1, torch.zeros(8, 8), lost=True)
     obj.memory.fit(looks, (prior > 1).float(), prior > -5)
-    frame = FrameFeatures(looks, looks, Sums.over(looks.flatten(1)))
+    frame = FrameFeatures.of(looks, looks)
     found = method._best_place(obj, prior, frame, 2)
     assert torch.equal(found > 0, prior > 1)
     alone = torch.where(prior > 1, prior, -4.0)
@@ -408,12 +408,12 @@ def test_lost_object_is_not_where_more_cells_are_familiar_but_less_likely() -> N
     prior = torch.full((20, 40), -4.0)
     prior[2:8, 2:8] = 0.5
     prior[10:14, 30:34] = 3.0
-    looks = torch.zeros(2, 20, 40)
-    looks[0] = 1.0
-    looks[:, prior > 0] = torch.tensor([[0.0], [1.0]])
+    looks = torch.zeros(20, 40, 2)
+    looks[..., 0] = 1.0
+    looks[prior > 0] = torch.tensor([0.0, 1.0])
     obj = some_object(1, torch.zeros(8, 8), lost=True)
     obj.memory.fit(looks, (prior > 0).float(), prior > -5)
-    frame = FrameFeatures(looks, looks, Sums.over(looks.flatten(1)))
+    frame = FrameFeatures.of(looks, looks)
     assert torch.equal(method._best_place(obj, prior, frame, 2) > 0, prior > 1)
 
 

@@ -87,8 +87,9 @@ class SamDecoder:
     """Prompts + embedding -> candidate masks.
 
     Args:
-        prompt_encoder: Built for the grid of most embeddings; others have it resized.
-        mask_decoder: As segment_anything builds it.
+        prompt_encoder: Built for the grid of most embeddings; others have it resized. It stays in
+            float32, since it works on coordinates.
+        mask_decoder: As segment_anything builds it, in the number format that it is to run in.
     """
 
     def __init__(self, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder) -> None:
@@ -100,6 +101,7 @@ class SamDecoder:
             self._sized[grid] = prompt_encoder, prompt_encoder.get_dense_pe()
             first, self._norm, _, second, _ = mask_decoder.output_upscaling
             self._upscaling = _as_product(first), _as_product(second)
+        self._dtype = mask_decoder.iou_token.weight.dtype
 
     @property
     def device(self) -> torch.device:
@@ -137,22 +139,19 @@ class SamDecoder:
         sparse, dense = _prompt_tokens(prompt_encoder, prompts, where)
         decoder = self.mask_decoder
         own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-        tokens = torch.cat([own.expand(len(sparse), -1, -1), sparse], dim=1)
+        tokens = torch.cat([own.expand(len(sparse), -1, -1), sparse.to(self._dtype)], dim=1)
         # Cells one after the other, their channels side by side: every step is a matrix product.
-        image = (_cut(embedding.neck, where) + dense).permute(0, 2, 3, 1).contiguous()
-        image_pe = _cut(grid_pe, where).permute(0, 2, 3, 1).contiguous()
+        image = self._by_cells(_cut(embedding.neck, where) + dense)
+        image_pe = self._by_cells(_cut(grid_pe, where))
         prior = guidance.attention_prior
         if prior is not None:
-            prior = _cut(prior.view(-1, 1, *grid), where).flatten(1)
-        hidden, image = self._transform(
-            tokens,
-            image.flatten(1, 2),
-            image_pe.flatten(1, 2),
-            Guidance(prior, guidance.target_embedding),
-        )
+            prior = _cut(prior.view(-1, 1, *grid), where).flatten(1).to(self._dtype)
+        target = guidance.target_embedding
+        target = None if target is None else target.to(self._dtype)
+        hidden, image = self._transform(tokens, image, image_pe, Guidance(prior, target))
         kernels = [mlp(hidden[:, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)]
-        logits = self._masks(image, torch.stack(kernels, dim=1), dense.shape[2:])
-        predicted_iou = decoder.iou_prediction_head(hidden[:, 0])
+        logits = self._masks(image, torch.stack(kernels, dim=1), dense.shape[2:]).float()
+        predicted_iou = decoder.iou_prediction_head(hidden[:, 0]).float()
         assert logits.shape[1] == decoder.num_mask_tokens == predicted_iou.shape[1]
         if windows is not None:
             logits = _in_picture(logits, windows, (rows, columns))
@@ -187,6 +186,10 @@ class SamDecoder:
             prompt_encoder.input_image_size = (embedding.input_size, embedding.input_size)
             self._sized[rows, columns] = prompt_encoder, prompt_encoder.get_dense_pe()
         return self._sized[rows, columns]
+
+    def _by_cells(self, maps: Tensor) -> Tensor:
+        """(N, C, h, w) -> (N, h * w, C) in the number format of the decoder."""
+        return maps.permute(0, 2, 3, 1).to(self._dtype).contiguous().flatten(1, 2)
 
     def _transform(
         self, tokens: Tensor, image: Tensor, image_pe: Tensor, guidance: Guidance

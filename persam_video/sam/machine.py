@@ -13,10 +13,12 @@ def processor_threads() -> int:
     return torch.get_num_threads()
 
 
-def has_amx_bfloat16() -> bool:
-    """Whether the processor has it; no, where torch is too old to tell."""
+def multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for it; no, where torch is too old to tell."""
     capabilities = getattr(torch.cpu, "get_capabilities", None)
-    return capabilities is not None and bool(capabilities().get("amx_bf16", False))
+    if capabilities is None:
+        return False
+    return any(capabilities().get(name, False) for name in ("amx_bf16", "avx512_bf16"))
 
 
 def gpu_name() -> str | None:

@@ -20,7 +20,7 @@ from persam_video.sam.image_encoder import (
     SamImageEncoder,
     VitBackbone,
 )
-from persam_video.sam.machine import has_amx_bfloat16
+from persam_video.sam.machine import multiplies_bfloat16
 from persam_video.sam.registry import model_info
 from persam_video.sam.runtimes import choose_runtime
 from persam_video.sam.tiny_vit import TinyViT
@@ -59,7 +59,9 @@ def load_sam(config: EncoderConfig, *, progress: bool = True) -> tuple[SamImageE
     sam.prompt_encoder.image_embedding_size = (grid, grid)
     sam.prompt_encoder.input_image_size = (input_size, input_size)
     sam.prompt_encoder.mask_input_size = (4 * grid, 4 * grid)
-    decoder = SamDecoder(sam.prompt_encoder, sam.mask_decoder)
+    # float16 has too few exponents for the decoder's logits.
+    decoder_dtype = torch.bfloat16 if dtype is torch.bfloat16 else torch.float32
+    decoder = SamDecoder(sam.prompt_encoder, sam.mask_decoder.to(decoder_dtype))
     logger.info("%s on %s, %s, %s, input %d", config.model, device, dtype, runtime, input_size)
     if runtime != "torch":
         chosen = config.runtime != "auto" or config.exported is not None
@@ -132,14 +134,14 @@ def resolve_device(name: str) -> torch.device:
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """Name -> number format of the encoder.
 
-    "auto" is bfloat16 (else float16) on CUDA, bfloat16 on processors that multiply matrices of it
-    in hardware (AMX), where it takes half the time, and float32 elsewhere.
+    "auto" is bfloat16 (else float16) on CUDA, bfloat16 on processors that multiply it in hardware
+    (AMX, AVX512-BF16), where it takes half the time, and float32 elsewhere.
     """
     if name != "auto":
         return _DTYPES[name]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    if device.type == "cpu" and has_amx_bfloat16():
+    if device.type == "cpu" and multiplies_bfloat16():
         return torch.bfloat16
     return torch.float32
 

@@ -9,7 +9,7 @@ import torch
 
 from persam_video.config import EncoderConfig
 from persam_video.errors import ConfigError
-from persam_video.sam.machine import has_amx_bfloat16
+from persam_video.sam.machine import multiplies_bfloat16
 from persam_video.sam.registry import DEFAULT_MODEL
 
 PRECISIONS = {"onnxruntime": ("float32",), "openvino": ("float32", "bfloat16")}
@@ -19,7 +19,7 @@ PRECISIONS = {"onnxruntime": ("float32",), "openvino": ("float32", "bfloat16")}
 # 854 x 480, two cores of an Intel Xeon with AMX, busy with other work too, turns taken in one
 # process; medians of 15 rounds, commit d6c7f7f:
 #     python tools/runtimes.py FRAME.jpg -o OUT --rounds 15
-# Without AMX only the float32 rows count, since "auto" is bfloat16 with AMX only.
+# Where the processor does not multiply bfloat16 only the float32 rows count.
 _MEASURED = {
     ("openvino", "bfloat16"): 0.94,
     ("openvino", "float32"): 0.95,
@@ -55,7 +55,7 @@ def choose_runtime(config: EncoderConfig, device: torch.device, dtype: torch.dty
 
 
 def _fastest(precision: str) -> str:
-    slow = precision == "bfloat16" and not has_amx_bfloat16()
+    slow = precision == "bfloat16" and not multiplies_bfloat16()
     if slow or platform.machine() not in _MEASURED_ON:
         return "torch"
     shares = {

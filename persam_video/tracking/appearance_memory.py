@@ -12,12 +12,20 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 _TEMPERATURE = 0.03
 """Cosine by which a remembered cell is more similar to weigh e times as much."""
-_MOST_CELLS = 3072
-"""Remembered cells per frame; of a larger region so many, evenly spread, are remembered."""
-_CHUNK = 256
+_TOUCHED = 0.05
+"""Share of a cell from which on some of the object is in it."""
+_NEAR = 3
+"""Cells around the object of which each one is remembered."""
+_EVERY = 4
+"""Of the cells farther off, and of those of other objects there, every fourth is remembered and
+counts for four."""
+_MOST_CELLS = 1024
+"""Most cells remembered of each of these kinds; of more so many, evenly spread."""
+_CHUNK = 192
 """Cells asked about at once, so that what they are compared with stays in the processor's cache."""
 
 
@@ -28,48 +36,71 @@ class AppearanceMemory:
         self._reference: tuple[Tensor, Tensor] | None = None
         self._latest: tuple[Tensor, Tensor] | None = None
 
-    def fit(self, looks: Tensor, mask: Tensor, region: Tensor) -> None:
+    def fit(
+        self, looks: Tensor, mask: Tensor, region: Tensor, rivals: Tensor | None = None
+    ) -> None:
         """Remember the reference; what was remembered before is forgotten.
 
         Args:
-            looks: (D, h, w) float32 features of unit length.
+            looks: (h, w, D) float32 features of unit length.
             mask: (h, w) float32 in [0, 1], share of the cell that is object.
-            region: (h, w) bool, cells to be remembered.
+            region: (h, w) bool, cells in and around it.
+            rivals: (h, w) bool, cells of other objects, or None.
         """
-        self._reference, self._latest = _entry(looks, mask, region), None
+        self._reference, self._latest = _entry(looks, mask, region, rivals), None
 
-    def update(self, looks: Tensor, mask: Tensor, region: Tensor) -> None:
+    def update(
+        self, looks: Tensor, mask: Tensor, region: Tensor, rivals: Tensor | None = None
+    ) -> None:
         """Remember another frame in the place of the latest one; arguments as for ``fit``."""
-        self._latest = _entry(looks, mask, region)
+        self._latest = _entry(looks, mask, region, rivals)
 
     def score(self, looks: Tensor) -> Tensor:
         """The label of each cell by its most similar remembered cells.
 
         Args:
-            looks: (D, n) float32 features of unit length.
+            looks: (n, D) float32 features of unit length.
 
         Returns:
             (n,) float32 in [-1, 1], +1 = object.
         """
         entries = [e for e in (self._reference, self._latest) if e is not None]
-        cells = torch.cat([e[0] for e in entries], dim=1)
-        shares = torch.cat([e[1] for e in entries])
-        asked = looks.T.contiguous()
-        buffer = looks.new_empty(min(_CHUNK, len(asked)), len(shares))
+        cells = torch.cat([e[0] for e in entries]).T
+        counts = torch.cat([e[1] for e in entries], dim=1)
+        buffer = looks.new_empty(min(_CHUNK, len(looks)), cells.shape[1])
         scores = []
-        for start in range(0, len(asked), _CHUNK):
-            chunk = asked[start : start + _CHUNK]
+        for chunk in torch.split(looks / _TEMPERATURE, _CHUNK):
             weights = torch.mm(chunk, cells, out=buffer[: len(chunk)])
             # Cosines reach 1 and no more, so the exponential cannot overflow; the best is > e^-67.
-            weights.sub_(1).div_(_TEMPERATURE).exp_()
-            scores.append(2 * (weights @ shares) / weights.sum(dim=1) - 1)
+            of_object, of_all = F.linear(weights.sub_(1 / _TEMPERATURE).exp_(), counts).unbind(1)
+            scores.append(2 * of_object / of_all - 1)
         return torch.cat(scores)
 
 
-def _entry(looks: Tensor, mask: Tensor, region: Tensor) -> tuple[Tensor, Tensor]:
-    """(D, M) features and (M,) shares of the region's cells."""
-    cells = region.flatten().nonzero()[:, 0]
-    kept = min(len(cells), _MOST_CELLS)
-    # Not every second or third: in a grid of rows such steps can miss a thin object altogether.
-    cells = cells[torch.arange(kept, device=cells.device) * len(cells) // max(1, kept)]
-    return looks.flatten(1)[:, cells], mask.flatten()[cells]
+def _entry(
+    looks: Tensor, mask: Tensor, region: Tensor, rivals: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """What is remembered of a frame; arguments as for ``AppearanceMemory.fit``.
+
+    Returns:
+        (M, D) features of cells, and (2, M) for how many cells of the object, and of anything, each
+        of them counts.
+    """
+    touched = (mask > _TOUCHED).float()[None, None]
+    near = F.max_pool2d(touched, 2 * _NEAR + 1, stride=1, padding=_NEAR)[0, 0] > 0
+    kinds = [(region & near, 1), (region & ~near, _EVERY)]
+    if rivals is not None:
+        kinds.append((rivals & ~region, _EVERY))
+    cells, counts = zip(*(_spread(place, every) for place, every in kinds), strict=True)
+    remembered, count = torch.cat(cells), torch.cat(counts)
+    shares = mask.flatten()[remembered]
+    return looks.flatten(0, 1)[remembered], torch.stack([shares * count, count])
+
+
+def _spread(place: Tensor, every: int) -> tuple[Tensor, Tensor]:
+    """Some of the cells of a (h, w) bool place: (M,) indices, and for how many each counts."""
+    cells = place.flatten().nonzero()[:, 0]
+    kept = min(-(-len(cells) // every), _MOST_CELLS)
+    # Not a fixed step: in a grid of rows it can miss a thin object altogether.
+    some = cells[torch.arange(kept, device=cells.device) * len(cells) // max(1, kept)]
+    return some, torch.full((kept,), len(cells) / max(1, kept), device=place.device)

@@ -22,7 +22,7 @@ from persam_video.sam.decoder import SamDecoder, upscale_logits
 from persam_video.sam.image_encoder import Encoder
 from persam_video.tracking.aggregation import moved_objects, soft_aggregate
 from persam_video.tracking.appearance_memory import AppearanceMemory
-from persam_video.tracking.features import FeatureSpace, FrameFeatures, grid_size, grid_stride
+from persam_video.tracking.features import FeatureSpace, FrameFeatures, Sums, grid_size, grid_stride
 from persam_video.tracking.grid import cells_of, on_square, over_square, region_around
 from persam_video.tracking.objects import TrackedObject
 from persam_video.tracking.sharpening import sharpened
@@ -216,14 +216,15 @@ class CloseUp:
         mask = _shrunk(logits.sigmoid()[window.slices], embedding, stride)
         others = _shrunk(rivals[window.slices].float(), embedding, stride) > 0.5
         padding = cells_of(self._config.region_padding, embedding, stride)
-        region = region_around(mask, padding) | others
+        region = region_around(mask, padding)
+        sums = Sums.over(frame.cells[others]) if others.any() else None
         if self._model is None:
             self._model = TargetModel(self._config)
-            self._model.fit(frame, mask, region, others)
-            self._memory.fit(frame.looks, mask, region)
+            self._model.fit(frame, mask, region, sums)
+            self._memory.fit(frame.looks, mask, region, others)
         else:
-            self._model.update(frame, mask, region, others)
-            self._memory.update(frame.looks, mask, region)
+            self._model.update(frame, mask, region, sums)
+            self._memory.update(frame.looks, mask, region, others)
 
     def forget_view(self) -> None:
         """Let go of the frame's features, which are large."""
@@ -243,8 +244,8 @@ class CloseUp:
         band = cells_of(_BAND, embedding, stride)
         rows = F.max_pool2d(inside, (2 * band + 1, 1), stride=1, padding=(band, 0))
         region = F.max_pool2d(rows, (1, 2 * band + 1), stride=1, padding=(0, band))[0] > 0
-        score = self._model.weights @ frame.cells[:, region]
-        remembered = self._memory.score(frame.looks[:, region])
+        score = frame.cells[region] @ self._model.weights
+        remembered = self._memory.score(frame.looks[region])
         score = torch.lerp(score, remembered, config.memory_share)
         prior = torch.full_like(coarse, -limit)
         own = (config.gain * score).clamp(-limit, limit)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 from torch import Tensor
 
 from persam_video.config import TrackConfig
@@ -130,7 +130,7 @@ def without_strays(
     kept = logits.clone()
     for i, (mask, obj, itself) in enumerate(zip(kept, objects, unsure, strict=True)):
         inside = mask[:rows, :columns]
-        parts, count = ndimage.label((inside > 0).cpu().numpy())
+        parts, count = _parts((inside > 0).cpu().numpy())
         if obj.frames_lost > 0 or count < 2:
             continue
         strays = _away(parts, places[i], _hidden(obj, places[i]))
@@ -170,8 +170,10 @@ def _away(parts: NDArray[Any], place: BoolArray, hidden: float) -> BoolArray:
     apart[0], apart[parts[place]] = False, False
     if not apart.any() or apart[1:].all():
         return np.zeros(parts.shape, np.bool_)
-    distance = ndimage.distance_transform_edt(~place)
-    nearest = np.asarray(ndimage.minimum(distance, parts, np.arange(len(apart))))
+    off = (~place).astype(np.uint8)
+    distance = cv2.distanceTransform(off, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    nearest = np.full(len(apart), np.inf, np.float32)
+    np.minimum.at(nearest, parts, distance)
     impossible = (nearest > hidden**0.5) | (np.bincount(parts.ravel()) > hidden)
     for at_edge in (slice(_EDGE), slice(-_EDGE, None)):
         for edge in ((at_edge, slice(None)), (slice(None), at_edge)):
@@ -183,11 +185,17 @@ def _away(parts: NDArray[Any], place: BoolArray, hidden: float) -> BoolArray:
 
 def _largest_part(mask: BoolArray) -> BoolArray:
     """(H, W) bool, the largest connected part of a mask."""
-    parts, _ = ndimage.label(mask)
+    parts, _ = _parts(mask)
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0
     largest: BoolArray = (parts == sizes.argmax()) & (parts > 0)
     return largest
+
+
+def _parts(mask: BoolArray) -> tuple[NDArray[Any], int]:
+    """Connected parts of a mask: (H, W) int, numbered from 1, and how many there are."""
+    count, parts = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
+    return np.asarray(parts), count - 1
 
 
 def _overlap(a: Tensor, b: Tensor) -> bool:

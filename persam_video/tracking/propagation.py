@@ -9,7 +9,7 @@ not, the prior is believed.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -45,6 +45,23 @@ _ALIKE = 0.5
 _GAP = 2
 """128ths of the input's side by which parts of one place are grown, so that those nearer than twice
 that are one."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Lesson:
+    """What one object learns from a frame, on the feature grid.
+
+    Attributes:
+        mask: (h, w) float32, share of each cell that is the object.
+        region: (h, w) bool, cells around it.
+        rivals: (h, w) bool, cells of the other objects that are seen, or None.
+        rival_sums: Over these cells, if there are any.
+    """
+
+    mask: Tensor
+    region: Tensor
+    rivals: Tensor | None = None
+    rival_sums: Sums | None = None
 
 
 class PropagationMethod:
@@ -92,24 +109,22 @@ class PropagationMethod:
         if whole is not None:
             self._far_off, self._frame = self._sums_beside(embedding, whole), None
         for obj, lesson in zip(objects, self._lessons(objects, embedding), strict=True):
-            self._fit(obj, embedding, *lesson)
+            self._fit(obj, embedding, lesson)
 
     def _sums_beside(self, part: Embedding, whole: Embedding) -> Sums:
         """Over the cells of a whole frame that are not in a part of it."""
         assert self._space is not None
         cells = self._space.features(whole).cells
-        outside = torch.ones(cells.shape[1:], dtype=torch.bool, device=cells.device)
+        outside = torch.ones(cells.shape[:2], dtype=torch.bool, device=cells.device)
         outside[grid_slices(part, self._space.stride)] = False
-        return Sums.over(cells[:, outside])
+        return Sums.over(cells[outside])
 
-    def _fit(
-        self, obj: TrackedObject, embedding: Embedding, mask: Tensor, region: Tensor, rivals: Tensor
-    ) -> None:
-        """Take the frame as the object's reference; the last three as ``_lessons`` gives them."""
+    def _fit(self, obj: TrackedObject, embedding: Embedding, lesson: _Lesson) -> None:
+        """Take the frame as the object's reference."""
         frame = self._features(embedding)
         obj.model = TargetModel(self._config)
-        obj.model.fit(frame, mask, region, rivals)
-        obj.memory.fit(frame.looks, mask, region)
+        obj.model.fit(frame, lesson.mask, lesson.region, lesson.rival_sums)
+        obj.memory.fit(frame.looks, lesson.mask, lesson.region, lesson.rivals)
 
     def _features(self, embedding: Embedding) -> FrameFeatures:
         """The frame's features, computed once; the first frame asked for sets the statistics."""
@@ -189,10 +204,10 @@ class PropagationMethod:
         assert obj.model is not None
         config, frame = self._config, self._features(embedding)
         region = self._search_region(obj, embedding)
-        score = obj.model.weights @ frame.cells[:, region]
+        score = frame.cells[region] @ obj.model.weights
         if config.memory_share and obj.frames_lost == 0:
             # In a whole frame single cells find their like: a lost object is searched by the model.
-            remembered = obj.memory.score(frame.looks[:, region])
+            remembered = obj.memory.score(frame.looks[region])
             score = torch.lerp(score, remembered, config.memory_share)
         limit = config.logit_limit
         prior = torch.full(region.shape, -limit, device=region.device)
@@ -229,7 +244,7 @@ class PropagationMethod:
         evidence = torch.zeros_like(prior)
         evidence[inside] = prior[inside]
         if self._config.memory_share:
-            evidence[inside] *= (1 + obj.memory.score(frame.looks[:, inside])) / 2
+            evidence[inside] *= (1 + obj.memory.score(frame.looks[inside])) / 2
         sums = ndimage.sum_labels(evidence.cpu().numpy(), places, np.arange(1, count + 1))
         kept = torch.from_numpy(places == int(sums.argmax()) + 1).to(prior.device)
         return torch.where(kept, prior, -self._config.logit_limit)
@@ -241,29 +256,29 @@ class PropagationMethod:
             if obj.state is not ObjectState.TRACKED:
                 continue
             if obj.model is None:
-                self._fit(obj, embedding, *lesson)
+                self._fit(obj, embedding, lesson)
                 continue
-            frame, (mask, region, rivals) = self._features(embedding), lesson
-            obj.model.update(frame, mask, region, rivals)
-            obj.memory.update(frame.looks, mask, region)
+            frame = self._features(embedding)
+            obj.model.update(frame, lesson.mask, lesson.region, lesson.rival_sums)
+            obj.memory.update(frame.looks, lesson.mask, lesson.region, lesson.rivals)
 
-    def _lessons(
-        self, objects: list[TrackedObject], embedding: Embedding
-    ) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """What each object learns from a frame, on the feature grid.
-
-        Returns:
-            Per object (h, w) share of each cell that is the object; (h, w) bool cells around it and
-            of the other objects that are seen; (h, w) bool cells of these others.
-        """
-        stride = grid_stride(self._config, embedding)
+    def _lessons(self, objects: list[TrackedObject], embedding: Embedding) -> list[_Lesson]:
+        """What each object learns from a frame."""
+        stride, cells = grid_stride(self._config, embedding), self._features(embedding).cells
         masks = on_grid(torch.stack([o.logits for o in objects]).sigmoid(), embedding, stride)
         seen = torch.tensor([o.frames_lost == 0 for o in objects], device=masks.device)
         taken = (masks > 0.5) & seen[:, None, None]
+        regions = [self._around(mask, embedding) for mask in masks]
+        if len(objects) == 1:
+            return [_Lesson(masks[0], regions[0])]
+        sums = [Sums.over(cells[place]) for place in taken]
+        everybody, together = taken.any(dim=0), sum(sums[1:], start=sums[0])
         lessons = []
-        for i, mask in enumerate(masks):
-            rivals = torch.cat([taken[:i], taken[i + 1 :]]).any(dim=0)
-            lessons.append((mask, self._around(mask, embedding) | rivals, rivals))
+        for mask, region, own, own_sums in zip(masks, regions, taken, sums, strict=True):
+            others = together - own_sums
+            lessons.append(
+                _Lesson(mask, region, everybody & ~own, others if others.count else None)
+            )
         return lessons
 
     def _search_region(self, obj: TrackedObject, embedding: Embedding) -> Tensor:

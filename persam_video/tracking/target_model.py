@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from persam_video.config import TrackConfig
-from persam_video.tracking.features import FrameFeatures
+from persam_video.tracking.features import FrameFeatures, Sums
 
 
 class TargetModel:
@@ -29,21 +29,24 @@ class TargetModel:
         self.weights: Tensor = torch.zeros(0)
         """(C,) float32; features.T @ weights is about +1 on the object, -1 off it."""
 
-    def fit(self, frame: FrameFeatures, mask: Tensor, region: Tensor, rivals: Tensor) -> None:
+    def fit(
+        self, frame: FrameFeatures, mask: Tensor, region: Tensor, rivals: Sums | None = None
+    ) -> None:
         """Learn the reference; what was learnt before is forgotten.
 
         Args:
             frame: Features of the frame.
             mask: (h, w) float32 in [0, 1], share of the cell that is object.
-            region: (h, w) bool, cells near the object and the rivals; outside them there is none of
-                it.
-            rivals: (h, w) bool, cells of other objects.
+            region: (h, w) bool, cells near the object; outside them there is none of it.
+            rivals: Over the cells of other objects, if there are any.
         """
         self._reference = self._normal_equations(frame, mask, region, rivals)
         self._running = None
         self._solve()
 
-    def update(self, frame: FrameFeatures, mask: Tensor, region: Tensor, rivals: Tensor) -> None:
+    def update(
+        self, frame: FrameFeatures, mask: Tensor, region: Tensor, rivals: Sums | None = None
+    ) -> None:
         """Learn from another frame; arguments as for ``fit``."""
         matrix, vector = self._normal_equations(frame, mask, region, rivals)
         if self._running is not None:
@@ -65,7 +68,7 @@ class TargetModel:
         self.weights = torch.cholesky_solve(vector[:, None], torch.linalg.cholesky(matrix))[:, 0]
 
     def _normal_equations(
-        self, frame: FrameFeatures, mask: Tensor, region: Tensor, rivals: Tensor
+        self, frame: FrameFeatures, mask: Tensor, region: Tensor, rivals: Sums | None
     ) -> tuple[Tensor, Tensor]:
         """Weighted X^T X (C, C) and X^T y (C,).
 
@@ -76,19 +79,22 @@ class TargetModel:
 
         Object and background weigh the same, whatever their sizes. The background's weight is
         spread in equal parts over the whole frame, over the region, where the confusion happens,
-        and over the other objects, if there are any. Far from the object all cells weigh the same,
-        so the sums over the frame serve every object and only the region is summed anew.
+        and over the other objects, if there are any. The sums over the frame and over the other
+        objects serve every object, and only the region is summed anew.
         """
-        near = frame.cells[:, region]
-        share = mask[region]
+        near, share, counted = frame.cells[region], mask[region], frame.counted[region]
         # A thin object fills no cell; its fullest cells are what there is of it.
         share = share / share.max().clamp_min(1e-3)
         inside = share > 0.5
-        rival = rivals[region] & ~inside
-        part = 1 / 3 if rival.any() else 1 / 2
+        part = 1 / 2 if rivals is None else 1 / 3
         everywhere = part / (frame.sums.count - inside.sum()).clamp_min(1)
-        around = part / (~inside).sum().clamp_min(1) + part / rival.sum().clamp_min(1) * rival
+        around = part / (~inside).sum().clamp_min(1)
         weight = torch.where(inside, 1 / inside.sum(), everywhere + around)
-        matrix = everywhere * frame.sums.gram + (near * (weight - everywhere)) @ near.T
-        vector = near @ (weight * (2 * share - 1) + everywhere) - everywhere * frame.sums.total
+        # The frame's sums hold the region too, where the weight is another one.
+        twice = everywhere * counted
+        matrix = everywhere * frame.sums.gram + (near * (weight - twice)[:, None]).T @ near
+        vector = (weight * (2 * share - 1) + twice) @ near - everywhere * frame.sums.total
+        if rivals is not None:
+            matrix += part / rivals.count * rivals.gram
+            vector -= part / rivals.count * rivals.total
         return matrix, vector
