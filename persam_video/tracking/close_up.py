@@ -22,6 +22,7 @@ from persam_video.sam.decoder import SamDecoder, upscale_logits
 from persam_video.sam.image_encoder import Encoder
 from persam_video.tracking.aggregation import moved_objects, soft_aggregate
 from persam_video.tracking.appearance_memory import AppearanceMemory
+from persam_video.tracking.cell_scores import cell_scores
 from persam_video.tracking.features import FeatureSpace, FrameFeatures, Sums, grid_size, grid_stride
 from persam_video.tracking.grid import cells_of, on_square, over_square, region_around
 from persam_video.tracking.objects import TrackedObject
@@ -244,9 +245,7 @@ class CloseUp:
         band = cells_of(_BAND, embedding, stride)
         rows = F.max_pool2d(inside, (2 * band + 1, 1), stride=1, padding=(band, 0))
         region = F.max_pool2d(rows, (1, 2 * band + 1), stride=1, padding=(0, band))[0] > 0
-        score = frame.cells[region] @ self._model.weights
-        remembered = self._memory.score(frame.looks[region])
-        score = torch.lerp(score, remembered, config.memory_share)
+        score = cell_scores(frame, region, self._model, self._memory, config)
         prior = torch.full_like(coarse, -limit)
         own = (config.gain * score).clamp(-limit, limit)
         prior[region] = torch.lerp(coarse[region], own, _OWN)

@@ -19,6 +19,7 @@ from torch import Tensor
 from persam_video.config import PersonalizeConfig, TrackConfig
 from persam_video.sam.decoder import SamDecoder
 from persam_video.tracking.aggregation import moved_objects
+from persam_video.tracking.cell_scores import cell_scores
 from persam_video.tracking.features import (
     FeatureSpace,
     FrameFeatures,
@@ -204,11 +205,9 @@ class PropagationMethod:
         assert obj.model is not None
         config, frame = self._config, self._features(embedding)
         region = self._search_region(obj, embedding)
-        score = frame.cells[region] @ obj.model.weights
-        if config.memory_share and obj.frames_lost == 0:
-            # In a whole frame single cells find their like: a lost object is searched by the model.
-            remembered = obj.memory.score(frame.looks[region])
-            score = torch.lerp(score, remembered, config.memory_share)
+        # In a whole frame single cells find their like: a lost object is searched by the model.
+        memory = obj.memory if obj.frames_lost == 0 else None
+        score = cell_scores(frame, region, obj.model, memory, config)
         limit = config.logit_limit
         prior = torch.full(region.shape, -limit, device=region.device)
         prior[region] = (config.gain * score).clamp(-limit, limit) + moved[region]
