@@ -130,7 +130,7 @@ def test_feature_grid_of_a_part_is_that_part_of_the_whole_one(
     inner = slice(edge, -edge), slice(edge, -edge)
     torch.testing.assert_close(found.cells[inner], expected[inner], atol=1e-4, rtol=1e-4)
     # The last channel is ones: its square adds up to the number of cells.
-    assert float(found.sums.gram[-1, -1]) == found.sums.count == found.counted.numel()
+    assert float(found.sums.gram[-1, -1]) == found.sums.count == found.cells[..., 0].numel()
 
     square = torch.rand(1, 256, 256)
     torch.testing.assert_close(

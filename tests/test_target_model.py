@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -15,8 +16,10 @@ from persam_video.label_maps import read_label_map
 from persam_video.personalize.target import grid_coverage
 from persam_video.sam.models import load_sam
 from persam_video.tracking.appearance_memory import AppearanceMemory
+from persam_video.tracking.cell_scores import cell_scores
 from persam_video.tracking.features import FeatureSpace, FrameFeatures, Sums, grid_size, grid_stride
 from persam_video.tracking.grid import cells_of
+from persam_video.tracking.lesson import Lesson
 from persam_video.tracking.target_model import TargetModel
 from persam_video.types import Embedding
 
@@ -26,7 +29,14 @@ EVERYWHERE = torch.ones(GRID, dtype=torch.bool)
 
 def frame_of(looks: Tensor) -> FrameFeatures:
     """A frame of (h, w, D) made-up features and the intercept."""
-    return FrameFeatures.of(torch.cat([looks, torch.ones(*GRID, 1)], dim=2), looks)
+    return FrameFeatures.of(torch.cat([looks, torch.ones(*looks.shape[:2], 1)], dim=2))
+
+
+def summed_every_second(looks: Tensor) -> FrameFeatures:
+    """The same with every second row and column in its sums."""
+    frame = frame_of(looks)
+    sums = Sums.over(frame.cells[::2, ::2].flatten(0, 1), weight=4.0)
+    return replace(frame, step=2, sums=sums)
 
 
 def two_kinds(mask: Tensor) -> Tensor:
@@ -46,8 +56,9 @@ def test_target_model_half_filled_cells_score_half_way() -> None:
     mask = square_mask()
     mask[8, 4:10] = 0.5
     model = TargetModel(TrackConfig())
-    model.fit(frame_of(two_kinds(mask)), mask, EVERYWHERE)
-    score = frame_of(two_kinds(mask)).cells @ model.weights
+    frame = frame_of(two_kinds(mask))
+    model.fit(frame, Lesson.around(mask, EVERYWHERE, frame))
+    score = frame.cells @ model.weights
     assert score[3:8, 4:10].min() > 0.9
     assert score[0].max() < -0.9
     assert score[8, 4:10].abs().max() < 0.1
@@ -58,44 +69,34 @@ def test_target_model_thin_object_is_learnt_from_its_fullest_cells() -> None:
     mask[5, 2:14] = 0.3
     looks = two_kinds((mask > 0).float())
     model = TargetModel(TrackConfig())
-    model.fit(frame_of(looks), mask, EVERYWHERE)
-    score = frame_of(looks).cells @ model.weights
+    frame = frame_of(looks)
+    model.fit(frame, Lesson.around(mask, EVERYWHERE, frame))
+    score = frame.cells @ model.weights
     assert score[5, 2:14].min() > 0.5
     assert score[:5].max() < -0.5
 
 
-def test_target_model_sums_over_the_frame_equal_the_sums_over_cells() -> None:
-    # The region is summed anew and the rest taken from the frame's sums; both ways must agree.
+def test_target_model_equations_are_the_weighted_sums_over_cells() -> None:
+    # The frame's sums and the others' are made once; both ways must agree.
     torch.manual_seed(0)
-    looks = torch.randn(*GRID, 5)
     mask = square_mask() * 0.9
-    region = torch.zeros(GRID, dtype=torch.bool)
+    region, rivals = torch.zeros((2, *GRID), dtype=torch.bool)
     region[1:10, 2:13] = True
-    frame = frame_of(looks)
-    rivals = torch.zeros(GRID, dtype=torch.bool)
     rivals[8:11, 10:14] = True  # some of it beside the region
-    sums = Sums.over(frame.cells[rivals])
-    model = TargetModel(TrackConfig())
-    matrix, vector = model._normal_equations(frame, mask, region, sums)
-    inside = mask > 0.5
-    weight = inside / inside.sum()
-    # Away from the region the cells that were counted stand for the others, too.
-    everywhere = ~inside * torch.where(region, torch.ones(GRID), frame.counted)
-    weight = weight + everywhere / (~inside).sum() / 3
-    for cells in (region & ~inside, rivals):
+    frame = summed_every_second(torch.randn(*GRID, 5))
+    lesson = Lesson.around(mask, region, frame, rivals)
+    matrix, vector = TargetModel(TrackConfig())._normal_equations(frame, lesson)
+    inside, counted, chosen = mask > 0.5, torch.zeros(GRID), torch.zeros(GRID)
+    counted[::2, ::2] = 4.0  # these stand for all
+    chosen.view(-1)[lesson.cells] = lesson.counts
+    weight = chosen * inside / inside.sum()
+    for cells in (counted * ~inside, chosen * ~inside, rivals):
         weight = weight + cells / cells.sum() / 3
     target = 2 * mask / mask.max() - 1
     flat = frame.cells.flatten(0, 1).double()
     expected = (flat.T * weight.flatten()) @ flat
     assert torch.allclose(matrix.double(), expected, atol=1e-5)
     assert torch.allclose(vector.double(), (weight * target).flatten().double() @ flat, atol=1e-5)
-
-
-def test_features_some_cells_stand_for_all_in_the_sums() -> None:
-    frame = frame_of(torch.ones(*GRID, 2))
-    assert float(frame.counted.sum()) == frame.sums.count == 12 * 16
-    assert torch.equal(frame.sums.gram, torch.full((3, 3), 12.0 * 16.0))
-    assert torch.equal(frame.sums.total, torch.full((3,), 12.0 * 16.0))
 
 
 def test_target_model_other_object_of_a_similar_look_is_told_apart() -> None:
@@ -107,9 +108,9 @@ def test_target_model_other_object_of_a_similar_look_is_told_apart() -> None:
     both = ((mask > 0) | rivals).float()
     looks = torch.stack([1 - both, both, 0.3 * rivals], dim=2) + 0.1 * torch.randn(*GRID, 3)
     frame, scores = frame_of(looks), []
-    for known in (None, Sums.over(frame.cells[rivals])):
+    for known in (None, rivals):
         model = TargetModel(TrackConfig())
-        model.fit(frame, mask, EVERYWHERE, known)
+        model.fit(frame, Lesson.around(mask, EVERYWHERE, frame, known))
         score = frame.cells @ model.weights
         scores.append(float(score[rivals].mean()))
     assert scores[0] > 0
@@ -125,22 +126,57 @@ def test_appearance_memory_keeps_a_part_that_the_linear_model_outvotes() -> None
     mask[1:3, 6:9], angles[1:3, 6:9] = 1.0, 120.0
     looks = torch.stack([angles.deg2rad().cos(), angles.deg2rad().sin()], dim=2)
     memory, model = AppearanceMemory(), TargetModel(TrackConfig())
-    memory.fit(looks, mask, EVERYWHERE)
-    model.fit(frame_of(looks), mask, EVERYWHERE)
-    assert frame_of(looks).cells[1, 6] @ model.weights < 0
-    remembered = memory.score(looks.flatten(0, 1)).view(GRID)
+    frame = frame_of(looks)
+    lesson = Lesson.around(mask, EVERYWHERE, frame)
+    memory.fit(frame, lesson)
+    model.fit(frame, lesson)
+    assert frame.cells[1, 6] @ model.weights < 0
+    remembered = memory.score(frame.looks(EVERYWHERE)).view(GRID)
     assert torch.equal(remembered > 0.9, mask > 0)
+
+
+def test_cell_scores_cells_that_are_ruled_out_are_not_compared_and_none_is_lost_by_it() -> None:
+    torch.manual_seed(0)
+    mask = square_mask()
+    frame = frame_of(two_kinds(mask) + 0.3 * torch.randn(*GRID, 2))
+    memory, model = AppearanceMemory(), TargetModel(TrackConfig())
+    lesson = Lesson.around(mask, EVERYWHERE, frame)
+    memory.fit(frame, lesson)
+    model.fit(frame, lesson)
+    asked: list[int] = []
+
+    class Counting(AppearanceMemory):
+        def score(self, looks: Tensor) -> Tensor:
+            asked.append(len(looks))
+            return memory.score(looks)
+
+    scores = cell_scores(frame, EVERYWHERE, model, Counting(), TrackConfig())
+    alone = frame.cells[EVERYWHERE] @ model.weights
+    both = (alone + memory.score(frame.looks(EVERYWHERE))) / 2
+    assert torch.equal(scores > 0, both > 0)
+    assert 0 < asked[0] < 0.6 * alone.numel()
+    config = TrackConfig(memory_share=1.0)  # the model has no say, so it rules nothing out
+    remembered = cell_scores(frame, EVERYWHERE, model, Counting(), config)
+    assert torch.equal(remembered, memory.score(frame.looks(EVERYWHERE)))
+    config = TrackConfig(memory_share=0.0)
+    assert torch.equal(cell_scores(frame, EVERYWHERE, model, Counting(), config), alone)
+    assert asked[1:] == [alone.numel()]
 
 
 def test_appearance_memory_latest_frame_is_replaced_and_the_reference_stays() -> None:
     first, second, third = torch.eye(3)
     one, none = torch.ones(1, 1), torch.zeros(1, 1)
     region = torch.ones((1, 1), dtype=torch.bool)
+
+    def learnt(look: Tensor, mask: Tensor) -> tuple[FrameFeatures, Lesson]:
+        frame = frame_of(look[None, None])
+        return frame, Lesson.around(mask, region, frame)
+
     memory = AppearanceMemory()
-    memory.fit(first[None, None], one, region)
-    memory.update(second[None, None], none, region)
+    memory.fit(*learnt(first, one))
+    memory.update(*learnt(second, none))
     assert float(memory.score(second[None])) == pytest.approx(-1, abs=1e-3)
-    memory.update(third[None, None], none, region)
+    memory.update(*learnt(third, none))
     assert float(memory.score(first[None])) == pytest.approx(1, abs=1e-3)
     assert float(memory.score(second[None])) == pytest.approx(0, abs=1e-3)
 
@@ -149,48 +185,77 @@ def test_appearance_memory_large_region_is_thinned_to_a_fixed_size() -> None:
     looks = torch.nn.functional.normalize(torch.randn(100, 90, 4), dim=2)
     mask = (looks[..., 0] > 0).float()
     memory = AppearanceMemory()
-    memory.fit(looks, mask, torch.ones((100, 90), dtype=torch.bool))
+    frame = frame_of(looks)
+    memory.fit(frame, Lesson.around(mask, torch.ones((100, 90), dtype=torch.bool), frame))
     assert memory._reference is not None
-    assert memory._reference[0].shape == (1024, 4)
+    assert memory._reference[0].shape == (2048, 4)
     score = memory.score(looks.flatten(0, 1))
     assert ((score > 0) == (mask.flatten() > 0)).float().mean() > 0.9
 
 
-def test_appearance_memory_cells_far_off_are_thinned_and_count_for_those_left_out() -> None:
+def test_lesson_cells_far_off_are_thinned_and_count_for_those_left_out() -> None:
     mask = torch.zeros(40, 40)
     mask[10:14, 10:14] = 1.0
     region, rivals = torch.zeros((2, 40, 40), dtype=torch.bool)
     region[:30, :30], rivals[8:12, 28:36] = True, True
+    frame = frame_of(torch.randn(40, 40, 4))
+    lesson = Lesson.around(mask, region, frame, rivals)
     memory = AppearanceMemory()
-    memory.fit(torch.randn(40, 40, 4), mask, region, rivals)
+    memory.fit(frame, lesson)
     assert memory._reference is not None
     cells, counts = memory._reference
-    near, far, others = 10 * 10, 30 * 30 - 10 * 10, 4 * 6  # two columns of it are in the region
+    near, far, others = 8 * 8, 30 * 30 - 8 * 8, 4 * 6  # two columns of it are in the region
     assert counts.shape == (2, near + far // 4 + others // 4) == (2, len(cells))
     assert counts.sum(dim=1).tolist() == [16, near + far + others]
+    assert lesson.rival_sums is not None and lesson.rival_sums.count == int(rivals.sum())
 
 
-def test_grid_of_a_small_input_has_as_many_cells_as_that_of_a_large_one() -> None:
-    def embedding(size: int) -> Embedding:
-        neck = torch.zeros(1, 256, size // 16, size // 16)
-        return Embedding(neck, (), (480, 854), (size * 9 // 16, size), size, False)
+def made_up(size: int, strides: tuple[int, ...]) -> Embedding:
+    """An embedding of a 16:9 picture whose encoder has maps of some strides."""
+    torch.manual_seed(0)
+    neck = torch.randn(1, 256, size // 16, size // 16)
+    stages = tuple(torch.randn(1, 32, size * 9 // 16 // s, size // s) for s in strides)
+    return Embedding(neck, stages, (480, 854), (size * 9 // 16, size), size, False)
 
-    sizes = {}
-    for size in (256, 512, 1024):
-        strides = (4, 8, grid_stride(TrackConfig(), embedding(size)))
-        sizes[size] = [grid_size(embedding(size), stride) for stride in strides]
-        asked = TrackConfig(grid_stride=8)
-        assert grid_stride(asked, embedding(size)) == 8
-        # 9 of 128 parts of the side, whatever the cells.
-        reach = [cells_of(9, embedding(size), stride) * stride / size for stride in (4, 8)]
-        assert reach == pytest.approx([9 / 128] * 2, abs=0.5 * 8 / size)
-    assert sizes[256] == [(36, 64), (18, 32), (36, 64)]
-    assert sizes[512] == [(72, 128), (36, 64), (72, 128)]
-    assert sizes[1024] == [(144, 256), (72, 128), (72, 128)]
+
+def test_grid_stride_is_at_most_twice_as_fine_as_the_maps() -> None:
+    for asked, tiny, vit in ((4, 4, 8), (8, 8, 8)):
+        assert grid_stride(TrackConfig(grid_stride=asked), made_up(256, (4, 8, 16))) == tiny
+        assert grid_stride(TrackConfig(grid_stride=asked), made_up(256, (16, 16))) == vit
+    # 9 of 128 parts of the side, whatever the cells.
+    reach = [cells_of(9, made_up(512, (4,)), stride) * stride / 512 for stride in (4, 8)]
+    assert reach == pytest.approx([9 / 128] * 2, abs=0.5 * 8 / 512)
+
+
+@pytest.mark.parametrize("strides", [(4, 8, 16), (16, 16)])
+@pytest.mark.parametrize("stride", [4, 8])
+def test_features_of_a_part_and_the_sums_are_those_of_all_cells(
+    strides: tuple[int, ...], stride: int
+) -> None:
+    embedding = made_up(256, strides)
+    space = FeatureSpace.fit(embedding, stride, components=24)
+    everything = space.features(embedding)
+    place = slice(5, 11), slice(7, 16)
+    part = space.features(embedding, place)
+    torch.testing.assert_close(part.cells[place], everything.cells[place], atol=1e-4, rtol=1e-4)
+    step = 16 // stride
+    summed = everything.cells[::step, ::step].flatten(0, 1)
+    expected = Sums.over(summed, step**2)
+    for frame in (part, everything):
+        assert frame.step == step
+        torch.testing.assert_close(frame.sums.gram, expected.gram, atol=1e-2, rtol=1e-4)
+        torch.testing.assert_close(frame.sums.total, expected.total, atol=1e-2, rtol=1e-4)
+        assert frame.sums.count == expected.count == everything.cells[..., 0].numel()
+    half = torch.zeros(9, 16, dtype=torch.bool)
+    half[:, 8:] = True
+    rest = space.sums(embedding, ~half)
+    both = space.sums(embedding, half) + rest
+    torch.testing.assert_close(both.gram, expected.gram, atol=1e-2, rtol=1e-4)
+    assert rest.count == expected.count / 2
 
 
 def test_grid_stride_other_than_4_or_8_is_refused() -> None:
-    with pytest.raises(ConfigError, match="grid_stride must be 4, 8 or none, got 6"):
+    with pytest.raises(ConfigError, match="grid_stride must be 4 or 8, got 6"):
         TrackConfig(grid_stride=6)
 
 
@@ -206,16 +271,18 @@ def test_prior_both_halves_tell_the_object_of_a_real_frame(
     embedding = encoder.encode(image)
     frame = FeatureSpace.fit(embedding, stride).features(embedding)
     height, width = grid_size(embedding, stride)
-    assert frame.cells.shape[:2] == frame.looks.shape[:2] == (height, width)
-    assert torch.allclose(frame.looks.norm(dim=2), torch.ones(height, width), atol=1e-4)
+    assert frame.cells.shape[:2] == (height, width)
 
     cells = 512 // stride
     mask = grid_coverage(labels, embedding, (cells, cells))[:height, :width]
     region = torch.ones_like(mask, dtype=torch.bool)
+    looks = frame.looks(region)
+    assert torch.allclose(looks.norm(dim=1), torch.ones(height * width), atol=1e-4)
     model, memory = TargetModel(TrackConfig()), AppearanceMemory()
-    model.fit(frame, mask, region)
-    memory.fit(frame.looks, mask, region)
+    lesson = Lesson.around(mask, region, frame)
+    model.fit(frame, lesson)
+    memory.fit(frame, lesson)
     by_model = frame.cells @ model.weights > 0
-    by_memory = memory.score(frame.looks.flatten(0, 1)).view(height, width) > 0
+    by_memory = memory.score(looks).view(height, width) > 0
     for found in (by_model, by_memory):
         assert (found & (mask > 0.5)).sum() / (found | (mask > 0.5)).sum() > least

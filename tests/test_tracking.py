@@ -24,6 +24,7 @@ from persam_video.sam.decoder import SamDecoder
 from persam_video.sam.models import load_sam
 from persam_video.tracking.aggregation import label_map, soft_aggregate
 from persam_video.tracking.features import FrameFeatures
+from persam_video.tracking.lesson import Lesson
 from persam_video.tracking.motion import Motion
 from persam_video.tracking.objects import TrackedObject, without_strays
 from persam_video.tracking.propagation import PropagationMethod
@@ -394,8 +395,8 @@ def test_lost_object_is_searched_in_the_place_with_the_most_evidence() -> None:
     looks[..., 0], looks[10:16, 30:34, 1] = 1.0, 1.0
     looks = torch.nn.functional.normalize(looks, dim=2)
     obj = some_object(1, torch.zeros(8, 8), lost=True)
-    obj.memory.fit(looks, (prior > 1).float(), prior > -5)
-    frame = FrameFeatures.of(looks, looks)
+    frame = FrameFeatures.of(torch.nn.functional.pad(looks, (0, 1), value=1.0))
+    obj.memory.fit(frame, Lesson.around((prior > 1).float(), prior > -5, frame))
     found = method._best_place(obj, prior, frame, 2)
     assert torch.equal(found > 0, prior > 1)
     alone = torch.where(prior > 1, prior, -4.0)
@@ -412,8 +413,8 @@ def test_lost_object_is_not_where_more_cells_are_familiar_but_less_likely() -> N
     looks[..., 0] = 1.0
     looks[prior > 0] = torch.tensor([0.0, 1.0])
     obj = some_object(1, torch.zeros(8, 8), lost=True)
-    obj.memory.fit(looks, (prior > 0).float(), prior > -5)
-    frame = FrameFeatures.of(looks, looks)
+    frame = FrameFeatures.of(torch.nn.functional.pad(looks, (0, 1), value=1.0))
+    obj.memory.fit(frame, Lesson.around((prior > 0).float(), prior > -5, frame))
     assert torch.equal(method._best_place(obj, prior, frame, 2) > 0, prior > 1)
 
 

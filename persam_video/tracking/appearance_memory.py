@@ -14,17 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
+from persam_video.tracking.features import FrameFeatures
+from persam_video.tracking.lesson import Lesson
+
 _TEMPERATURE = 0.03
 """Cosine by which a remembered cell is more similar to weigh e times as much."""
-_TOUCHED = 0.05
-"""Share of a cell from which on some of the object is in it."""
-_NEAR = 3
-"""Cells around the object of which each one is remembered."""
-_EVERY = 4
-"""Of the cells farther off, and of those of other objects there, every fourth is remembered and
-counts for four."""
-_MOST_CELLS = 1024
-"""Most cells remembered of each of these kinds; of more so many, evenly spread."""
 _CHUNK = 192
 """Cells asked about at once, so that what they are compared with stays in the processor's cache."""
 
@@ -36,30 +30,24 @@ class AppearanceMemory:
         self._reference: tuple[Tensor, Tensor] | None = None
         self._latest: tuple[Tensor, Tensor] | None = None
 
-    def fit(
-        self, looks: Tensor, mask: Tensor, region: Tensor, rivals: Tensor | None = None
-    ) -> None:
+    def fit(self, frame: FrameFeatures, lesson: Lesson) -> None:
         """Remember the reference; what was remembered before is forgotten.
 
         Args:
-            looks: (h, w, D) float32 features of unit length.
-            mask: (h, w) float32 in [0, 1], share of the cell that is object.
-            region: (h, w) bool, cells in and around it.
-            rivals: (h, w) bool, cells of other objects, or None.
+            frame: Features of the frame.
+            lesson: Which of its cells.
         """
-        self._reference, self._latest = _entry(looks, mask, region, rivals), None
+        self._reference, self._latest = _entry(frame, lesson), None
 
-    def update(
-        self, looks: Tensor, mask: Tensor, region: Tensor, rivals: Tensor | None = None
-    ) -> None:
+    def update(self, frame: FrameFeatures, lesson: Lesson) -> None:
         """Remember another frame in the place of the latest one; arguments as for ``fit``."""
-        self._latest = _entry(looks, mask, region, rivals)
+        self._latest = _entry(frame, lesson)
 
     def score(self, looks: Tensor) -> Tensor:
         """The label of each cell by its most similar remembered cells.
 
         Args:
-            looks: (n, D) float32 features of unit length.
+            looks: (n, D) float32, ``FrameFeatures.looks`` of the cells.
 
         Returns:
             (n,) float32 in [-1, 1], +1 = object.
@@ -77,30 +65,13 @@ class AppearanceMemory:
         return torch.cat(scores)
 
 
-def _entry(
-    looks: Tensor, mask: Tensor, region: Tensor, rivals: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """What is remembered of a frame; arguments as for ``AppearanceMemory.fit``.
+def _entry(frame: FrameFeatures, lesson: Lesson) -> tuple[Tensor, Tensor]:
+    """What is remembered of a frame.
 
     Returns:
-        (M, D) features of cells, and (2, M) for how many cells of the object, and of anything, each
-        of them counts.
+        (M, D) looks of cells, and (2, M) for how many cells of the object, and of anything, each of
+        them counts.
     """
-    touched = (mask > _TOUCHED).float()[None, None]
-    near = F.max_pool2d(touched, 2 * _NEAR + 1, stride=1, padding=_NEAR)[0, 0] > 0
-    kinds = [(region & near, 1), (region & ~near, _EVERY)]
-    if rivals is not None:
-        kinds.append((rivals & ~region, _EVERY))
-    cells, counts = zip(*(_spread(place, every) for place, every in kinds), strict=True)
-    remembered, count = torch.cat(cells), torch.cat(counts)
-    shares = mask.flatten()[remembered]
-    return looks.flatten(0, 1)[remembered], torch.stack([shares * count, count])
-
-
-def _spread(place: Tensor, every: int) -> tuple[Tensor, Tensor]:
-    """Some of the cells of a (h, w) bool place: (M,) indices, and for how many each counts."""
-    cells = place.flatten().nonzero()[:, 0]
-    kept = min(-(-len(cells) // every), _MOST_CELLS)
-    # Not a fixed step: in a grid of rows it can miss a thin object altogether.
-    some = cells[torch.arange(kept, device=cells.device) * len(cells) // max(1, kept)]
-    return some, torch.full((kept,), len(cells) / max(1, kept), device=place.device)
+    cells = torch.cat([lesson.cells, lesson.rivals])
+    counts = torch.cat([lesson.counts, lesson.rival_counts])
+    return frame.looks(cells), torch.stack([lesson.mask.flatten()[cells] * counts, counts])

@@ -23,8 +23,9 @@ from persam_video.sam.image_encoder import Encoder
 from persam_video.tracking.aggregation import moved_objects, soft_aggregate
 from persam_video.tracking.appearance_memory import AppearanceMemory
 from persam_video.tracking.cell_scores import cell_scores
-from persam_video.tracking.features import FeatureSpace, FrameFeatures, Sums, grid_size, grid_stride
+from persam_video.tracking.features import FeatureSpace, FrameFeatures, grid_size
 from persam_video.tracking.grid import cells_of, on_square, over_square, region_around
+from persam_video.tracking.lesson import Lesson
 from persam_video.tracking.objects import TrackedObject
 from persam_video.tracking.sharpening import sharpened
 from persam_video.tracking.target_model import TargetModel
@@ -54,6 +55,9 @@ _SPECK = 0.05
 _BAND = 9
 """128ths of the window around the whole frame's mask in which the close-up's own models have a say;
 farther off they may take a background that they have never seen for the object."""
+_STRIDE = 8
+"""Input pixels per cell of the feature grid, which shows more of the object than the whole frame's
+anyway."""
 _OWN = 0.5
 """Its weight against the whole frame there."""
 _CERTAIN = 8.0
@@ -175,9 +179,7 @@ class CloseUp:
             return False
         embedding = self._encoder.encode(window.cut(image_rgb))
         if self._space is None:
-            self._space = FeatureSpace.fit(
-                embedding, grid_stride(self._config, embedding), self._config.components
-            )
+            self._space = FeatureSpace.fit(embedding, _STRIDE, self._config.components)
         self._view = window, embedding, self._space.features(embedding)
         return True
 
@@ -193,8 +195,7 @@ class CloseUp:
         """
         assert self._view is not None
         window, embedding, frame = self._view
-        stride = grid_stride(self._config, embedding)
-        prior = on_square(self._prior(window, embedding, frame, logits)[None], embedding, stride)
+        prior = on_square(self._prior(window, embedding, frame, logits)[None], embedding, _STRIDE)
         inside = over_square(moved[window.slices], embedding)[None]
         sharp = sharpened(prior, inside, embedding, self._decoder, self._config)
         refined = logits.clone()
@@ -213,19 +214,17 @@ class CloseUp:
         window, embedding, frame = self._view
         if not (logits[window.slices] > 0).any():
             return
-        stride = grid_stride(self._config, embedding)
-        mask = _shrunk(logits.sigmoid()[window.slices], embedding, stride)
-        others = _shrunk(rivals[window.slices].float(), embedding, stride) > 0.5
-        padding = cells_of(self._config.region_padding, embedding, stride)
-        region = region_around(mask, padding)
-        sums = Sums.over(frame.cells[others]) if others.any() else None
+        mask = _shrunk(logits.sigmoid()[window.slices], embedding, _STRIDE)
+        others = _shrunk(rivals[window.slices].float(), embedding, _STRIDE) > 0.5
+        padding = cells_of(self._config.region_padding, embedding, _STRIDE)
+        lesson = Lesson.around(mask, region_around(mask, padding), frame, others)
         if self._model is None:
             self._model = TargetModel(self._config)
-            self._model.fit(frame, mask, region, sums)
-            self._memory.fit(frame.looks, mask, region, others)
+            self._model.fit(frame, lesson)
+            self._memory.fit(frame, lesson)
         else:
-            self._model.update(frame, mask, region, sums)
-            self._memory.update(frame.looks, mask, region, others)
+            self._model.update(frame, lesson)
+            self._memory.update(frame, lesson)
 
     def forget_view(self) -> None:
         """Let go of the frame's features, which are large."""
@@ -236,13 +235,12 @@ class CloseUp:
     ) -> Tensor:
         """(h, w) logits on the window's feature grid, from the whole frame's and its own model."""
         config, limit = self._config, self._config.logit_limit
-        stride = grid_stride(config, embedding)
-        coarse = _shrunk(logits[window.slices], embedding, stride).clamp(-limit, limit)
+        coarse = _shrunk(logits[window.slices], embedding, _STRIDE).clamp(-limit, limit)
         if self._model is None:
             return coarse
         # A thin object fills no cell, so a cell counts that one pixel of it lies in.
         inside = F.adaptive_max_pool2d((logits[window.slices] > 0).float()[None], coarse.shape)
-        band = cells_of(_BAND, embedding, stride)
+        band = cells_of(_BAND, embedding, _STRIDE)
         rows = F.max_pool2d(inside, (2 * band + 1, 1), stride=1, padding=(band, 0))
         region = F.max_pool2d(rows, (1, 2 * band + 1), stride=1, padding=(0, band))[0] > 0
         score = cell_scores(frame, region, self._model, self._memory, config)
@@ -284,6 +282,6 @@ def _shrunk(pixels: Tensor, embedding: Embedding, stride: int) -> Tensor:
     """(H, W) float32 of the embedding's picture -> (h, w) averages over its feature grid."""
     height, width = embedding.input_hw
     inside = F.interpolate(pixels[None, None], (height, width), mode="bilinear", antialias=True)
-    rows, columns = grid_size(embedding, stride)
+    rows, columns = grid_size(embedding, _STRIDE)
     edge = (0, columns * stride - width, 0, rows * stride - height)
     return F.avg_pool2d(F.pad(inside, edge, mode="replicate"), stride)[0, 0]

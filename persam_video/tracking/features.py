@@ -9,6 +9,7 @@ taken out of the grid all the time.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,19 +19,16 @@ from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 from persam_video.config import TrackConfig
 from persam_video.types import Embedding
 
-_FINE_UP_TO = 768
-"""Input size up to which the grid is as fine as the encoder's finest map."""
+Place = tuple[slice, slice]
+"""Some rows and columns of a grid; both slices have a start and a stop."""
+
+_LOOKS = 96
+"""Of the components, the first that cells are compared in; more change nothing and cost time."""
 
 
 def grid_stride(config: TrackConfig, embedding: Embedding) -> int:
-    """Input pixels per cell of the feature grid.
-
-    A small input keeps about as many cells as a large one has: what is thin would be lost in cells
-    that show more of the frame.
-    """
-    if config.grid_stride is not None:
-        return config.grid_stride
-    return 4 if embedding.input_size <= _FINE_UP_TO else 8
+    """Input pixels per cell of the feature grid, which is at most twice as fine as the maps."""
+    return max(config.grid_stride, min(stride for _, stride in _maps(embedding)) // 2)
 
 
 def grid_size(embedding: Embedding, stride: int) -> tuple[int, int]:
@@ -59,12 +57,6 @@ def _edges(embedding: Embedding, stride: int) -> tuple[int, int, int, int]:
         min(bottom, (cells.top + cells.height) // stride),
         min(right, (cells.left + cells.width) // stride),
     )
-
-
-_LOOKS = 96
-"""Of these, the first that cells are compared in; more change nothing and cost time."""
-_COUNTED = 2
-"""Of the rows and columns of a frame every so many are summed: neighbours are much alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,25 +92,36 @@ class FrameFeatures:
     """The features of one frame and their sums, shared by all of its objects.
 
     Attributes:
-        cells: (h, w, C) float32; the last channel is 1, for the intercept.
-        looks: (h, w, D) float32, their first components brought to unit length.
-        counted: (h, w) float32, how often a cell counts in the sums; its mean is 1.
-        sums: Over all cells, and over others that are background too.
+        cells: (h, w, C) float32; the last channel is 1, for the intercept. Outside ``known`` there
+            is anything.
+        known: Rows and columns that were asked for.
+        step: Of every so many rows and columns one is summed: neighbours are much alike.
+        sums: Over these, which stand for all cells, and over others that are background too.
     """
 
     cells: Tensor
-    looks: Tensor
-    counted: Tensor
+    known: Place
+    step: int
     sums: Sums
 
     @classmethod
-    def of(cls, cells: Tensor, looks: Tensor) -> FrameFeatures:
-        """With the sums over some of the cells, which stand for all."""
-        counted = torch.zeros(cells.shape[:2], device=cells.device)
-        some = cells[::_COUNTED, ::_COUNTED].flatten(0, 1)
-        weight = counted.numel() / len(some)
-        counted[::_COUNTED, ::_COUNTED] = weight
-        return cls(cells, looks, counted, Sums.over(some, weight))
+    def of(cls, cells: Tensor) -> FrameFeatures:
+        """Of (h, w, C) cells that are all known and summed."""
+        return cls(cells, _everything(*cells.shape[:2]), 1, Sums.over(cells.flatten(0, 1)))
+
+    def looks(self, where: Tensor) -> Tensor:
+        """What some cells are compared by, their first components: (n, D) float32 of unit length.
+
+        Args:
+            where: (h, w) bool, or (n,) indices into all cells, row after row.
+        """
+        rows = self.cells.flatten(0, 1)[where.flatten()]
+        return F.normalize(rows[:, : min(_LOOKS, rows.shape[1] - 1)], dim=1)
+
+    def summed(self, where: Tensor) -> Sums:
+        """The share of the frame's sums that is of the cells of a (h, w) bool region."""
+        grid = slice(None, None, self.step), slice(None, None, self.step)
+        return Sums.over(self.cells[grid][where[grid]], _weight(where.shape, self.step))
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,63 +144,128 @@ class FeatureSpace:
     @classmethod
     def fit(cls, embedding: Embedding, stride: int, components: int = 256) -> FeatureSpace:
         """Statistics over the cells of the reference frame, and so many axes or all there are."""
-        maps = [m.flatten(0, 1) for m, _ in _maps(embedding, stride)]
-        means = tuple(m.mean(dim=0) for m in maps)
-        deviations = tuple(m.std(dim=0).clamp_min(1e-6) for m in maps)
-        whole = cls(stride, means, deviations, ())
-        cells = torch.cat(
-            [
-                _resized(F.normalize(m, dim=2), s, stride, embedding)
-                for m, s in whole._standardised(embedding)
-            ],
-            dim=2,
-        )
-        flat = cells.flatten(0, 1)
+        place = _everything(*grid_size(embedding, stride))
+        means, deviations, cells = [], [], []
+        for m, coarser in _maps(embedding, stride):
+            means.append(m.mean(dim=(0, 1)))
+            deviations.append(m.flatten(0, 1).std(dim=0).clamp_min(1e-6))
+            unit = F.normalize((m - means[-1]) / deviations[-1], dim=2)
+            cells.append(_enlarged(unit, coarser // stride, place))
+        flat = torch.cat(cells, dim=2).flatten(0, 1)
         axes = torch.linalg.eigh(flat.T @ flat)[1].flip(1)[:, :components].T
-        return cls(stride, means, deviations, axes.split([m.shape[1] for m in maps], dim=1))
+        lengths = [len(mean) for mean in means]
+        return cls(stride, tuple(means), tuple(deviations), axes.split(lengths, dim=1))
 
-    def features(self, embedding: Embedding) -> FrameFeatures:
-        """All that is learnt from or scored in one frame, on the grid of ``grid_size``."""
-        # Projected and summed before they are resized, which is the same and less work.
-        projected: dict[int, Tensor] = {}
-        for (m, stride), axes in zip(self._standardised(embedding), self.axes, strict=True):
-            length = torch.linalg.vector_norm(m, dim=2, keepdim=True).clamp_min(1e-12)
-            part = (m @ axes.T).div_(length)
-            projected[stride] = projected[stride].add_(part) if stride in projected else part
-        # From the coarsest map to the finest: each is enlarged by no more than to the next.
-        components, coarser = None, 0
-        for stride in sorted(projected, reverse=True):
-            part = projected[stride]
-            if components is not None:
-                part += _resized(components, coarser, stride, embedding)
-            components, coarser = part, stride
-        assert components is not None
-        components = _resized(components, coarser, self.stride, embedding)
-        cells = F.pad(components, (0, 1), value=1.0)
-        return FrameFeatures.of(cells, F.normalize(components[..., :_LOOKS], dim=2))
+    def features(self, embedding: Embedding, known: Place | None = None) -> FrameFeatures:
+        """What is learnt from or scored in one frame, on the grid of ``grid_size``.
 
-    def _standardised(self, embedding: Embedding) -> list[tuple[Tensor, int]]:
-        """Per map (h_i, w_i, C_i) float32 without padding, and its stride."""
+        Args:
+            embedding: Of the frame.
+            known: Rows and columns in which single cells are needed; None = everywhere.
+        """
+        size_hw = grid_size(embedding, self.stride)
+        known = known or _everything(*size_hw)
+        fine, coarse, factor = self._components(embedding)
+        # Not initialised: memory that nothing is written to costs nothing.
+        cells = coarse.new_empty(*size_hw, coarse.shape[2] + 1)
+        inside = cells[known]
+        inside[..., :-1] = _enlarged(coarse, factor, known)
+        inside[..., -1] = 1.0
+        for i, m in fine:
+            inside[..., :-1] += self._projected(i, m[known])
+        step = self._step(embedding)
+        samples = self._samples(fine, coarse, factor, step)
+        sums = Sums.over(samples.flatten(0, 1), _weight(size_hw, step))
+        return FrameFeatures(cells, known, step, sums)
+
+    def sums(self, embedding: Embedding, where: Tensor) -> Sums:
+        """Over a part of a frame.
+
+        Args:
+            embedding: Of the frame.
+            where: (h, w) bool over the embedding's own cells that show anything.
+        """
+        step = self._step(embedding)
+        samples = self._samples(*self._components(embedding), step)
+        return Sums.over(samples[where], step**2)
+
+    def _step(self, embedding: Embedding) -> int:
+        """Cells of the feature grid, across, of which one is summed: one per embedded cell."""
+        return embedding.input_size // max(embedding.neck.shape[2:]) // self.stride
+
+    def _components(self, embedding: Embedding) -> tuple[list[tuple[int, Tensor]], Tensor, int]:
+        """Components of all cells, but for the last step to the feature grid.
+
+        Returns:
+            Number and (h, w, C_i) of the maps that are as fine as that grid, not projected yet; the
+            (h', w', D) sum of all others; and the factor by which this one is coarser.
+        """
         maps = _maps(embedding, self.stride)
-        return [
-            ((m - mean).div_(deviation), stride)
-            for (m, stride), mean, deviation in zip(maps, self.means, self.deviations, strict=True)
-        ]
+        # Projected and summed before they are enlarged, which is the same and less work; and from
+        # the coarsest map to the finest, each enlarged by no more than to the next.
+        total, stride = None, 0
+        for finer in sorted({s for _, s in maps if s > self.stride}, reverse=True):
+            parts = [self._projected(i, m) for i, (m, s) in enumerate(maps) if s == finer]
+            if total is not None:
+                place = _everything(*grid_size(embedding, finer))
+                parts.append(_enlarged(total, stride // finer, place))
+            total, stride = sum(parts[1:], start=parts[0]), finer
+        assert total is not None  # the neck is coarser than any feature grid
+        fine = [(i, m) for i, (m, s) in enumerate(maps) if s == self.stride]
+        return fine, total, stride // self.stride
+
+    def _projected(self, i: int, m: Tensor) -> Tensor:
+        """Map i or a part of it: (h, w, C_i) -> its (h, w, D) share of the components."""
+        unit = (m - self.means[i]).div_(self.deviations[i])
+        length = torch.linalg.vector_norm(unit, dim=2, keepdim=True).clamp_min(1e-12)
+        return (unit @ self.axes[i].T).div_(length)
+
+    def _samples(
+        self, fine: list[tuple[int, Tensor]], coarse: Tensor, factor: int, step: int
+    ) -> Tensor:
+        """(h', w', C), one of every ``step`` rows and columns, of what ``_components`` returns."""
+        samples = _enlarged_every(coarse, factor, step)
+        for i, m in fine:
+            samples += self._projected(i, m[::step, ::step])
+        return F.pad(samples, (0, 1), value=1.0)
 
 
-def _resized(m: Tensor, stride: int, to: int, embedding: Embedding) -> Tensor:
-    """(h', w', C) at a stride -> (h, w, C) over ``grid_size`` at another."""
-    height, width = grid_size(embedding, to)
-    if stride != to:
-        planes = m.permute(2, 0, 1)[None]
-        planes = F.interpolate(
-            planes, scale_factor=stride / to, mode="bilinear", align_corners=False
-        )
-        m = planes[0].permute(1, 2, 0)
-    return m[:height, :width]
+def _everything(height: int, width: int) -> Place:
+    return slice(0, height), slice(0, width)
 
 
-def _maps(embedding: Embedding, finest: int) -> list[tuple[Tensor, int]]:
+def _weight(size_hw: Sequence[int], step: int) -> float:
+    """For how many cells of a grid each one stands that is summed."""
+    height, width = size_hw
+    return height * width / (-(-height // step) * -(-width // step))
+
+
+def _enlarged(m: Tensor, factor: int, place: Place) -> Tensor:
+    """Some rows and columns of a (h, w, C) map that is enlarged bilinearly: (rows, columns, C)."""
+    if factor == 1:
+        return m[place]
+    seen, kept = [], []
+    for length, wanted in zip(m.shape[:2], place, strict=True):
+        first = max(0, wanted.start // factor - 1)
+        seen.append(slice(first, min(length, -(-wanted.stop // factor) + 1)))
+        kept.append(slice(wanted.start - first * factor, wanted.stop - first * factor))
+    planes = m[tuple(seen)].permute(2, 0, 1)[None]
+    large = F.interpolate(planes, scale_factor=factor, mode="bilinear", align_corners=False)
+    return large[0].permute(1, 2, 0)[tuple(kept)]
+
+
+def _enlarged_every(m: Tensor, factor: int, step: int) -> Tensor:
+    """One of every ``step`` rows and columns of an enlarged map; ``step`` is a multiple."""
+    # The first of the cells that one becomes lies before its middle.
+    before = 0.5 - 0.5 / factor
+    for dim in (0, 1):
+        here = torch.arange(0, m.shape[dim], step // factor, device=m.device)
+        there = (here - 1).clamp_min(0)
+        m = torch.lerp(m.index_select(dim, here), m.index_select(dim, there), before)
+    return m
+
+
+def _maps(embedding: Embedding, finest: int = 1) -> list[tuple[Tensor, int]]:
     """All maps of the encoder and the neck over what was encoded: (h_i, w_i, C_i) and stride.
 
     Those of strides below ``finest`` are averaged down to it.

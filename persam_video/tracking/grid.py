@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 from persam_video.sam.decoder import to_square
-from persam_video.tracking.features import grid_slices
+from persam_video.tracking.features import Place, grid_slices
 from persam_video.types import Embedding
 
 
@@ -52,11 +54,29 @@ def region_around(mask: Tensor, padding: int) -> Tensor:
     inside = mask > 0.5
     if not inside.any():
         inside = mask >= mask.max()
-    rows = torch.nonzero(inside.any(dim=1)).flatten()
-    columns = torch.nonzero(inside.any(dim=0)).flatten()
     region = torch.zeros_like(inside)
-    region[
-        max(0, int(rows[0]) - padding) : int(rows[-1]) + 1 + padding,
-        max(0, int(columns[0]) - padding) : int(columns[-1]) + 1 + padding,
-    ] = True
+    region[grown(bounds_of(inside), padding, mask.shape)] = True
     return region
+
+
+def bounds_of(mask: Tensor) -> Place:
+    """Rows and columns from the first to the last that a (h, w) bool mask, not empty, is in."""
+    rows, columns = (torch.nonzero(mask.any(dim=dim)).flatten() for dim in (1, 0))
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+
+
+def grown(place: Place, cells: int, size_hw: Sequence[int]) -> Place:
+    """A place and so many cells around it, inside a grid of that size."""
+    rows, columns = (
+        slice(max(0, part.start - cells), min(length, part.stop + cells))
+        for part, length in zip(place, size_hw, strict=True)
+    )
+    return rows, columns
+
+
+def joined(a: Place, b: Place) -> Place:
+    """The smallest place that two are in."""
+    rows, columns = (
+        slice(min(x.start, y.start), max(x.stop, y.stop)) for x, y in zip(a, b, strict=True)
+    )
+    return rows, columns

@@ -9,7 +9,7 @@ not, the prior is believed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,23 +17,21 @@ from scipy import ndimage
 from torch import Tensor
 
 from persam_video.config import PersonalizeConfig, TrackConfig
-from persam_video.sam.decoder import SamDecoder
+from persam_video.sam.decoder import SamDecoder, cells_of_picture, window_seen
 from persam_video.tracking.aggregation import moved_objects
 from persam_video.tracking.cell_scores import cell_scores
-from persam_video.tracking.features import (
-    FeatureSpace,
-    FrameFeatures,
-    Sums,
-    grid_slices,
-    grid_stride,
-)
+from persam_video.tracking.features import FeatureSpace, FrameFeatures, Sums, grid_stride
 from persam_video.tracking.grid import (
+    bounds_of,
     cells_of,
+    grown,
+    joined,
     on_grid,
     on_square,
     over_square,
     region_around,
 )
+from persam_video.tracking.lesson import Lesson
 from persam_video.tracking.objects import TrackedObject
 from persam_video.tracking.persam import PersamMethod, relative_likeness, remember_likeness
 from persam_video.tracking.sharpening import sharpened
@@ -43,26 +41,12 @@ from persam_video.types import Embedding, ObjectState
 _ALIKE = 0.5
 """Share of the running likeness from which on the features do not speak against the object."""
 
+_AHEAD = 3
+"""128ths of the input's side around the search regions in which features are computed too."""
+
 _GAP = 2
 """128ths of the input's side by which parts of one place are grown, so that those nearer than twice
 that are one."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Lesson:
-    """What one object learns from a frame, on the feature grid.
-
-    Attributes:
-        mask: (h, w) float32, share of each cell that is the object.
-        region: (h, w) bool, cells around it.
-        rivals: (h, w) bool, cells of the other objects that are seen, or None.
-        rival_sums: Over these cells, if there are any.
-    """
-
-    mask: Tensor
-    region: Tensor
-    rivals: Tensor | None = None
-    rival_sums: Sums | None = None
 
 
 class PropagationMethod:
@@ -106,39 +90,47 @@ class PropagationMethod:
         """
         if not in_clip:
             return
-        self._features(embedding)  # its statistics are those of the clip
+        space = self._space_of(embedding)  # its statistics are those of the clip
         if whole is not None:
-            self._far_off, self._frame = self._sums_beside(embedding, whole), None
-        for obj, lesson in zip(objects, self._lessons(objects, embedding), strict=True):
-            self._fit(obj, embedding, lesson)
+            self._far_off, self._frame = space.sums(whole, _outside(embedding, whole)), None
+        frame, lessons = self._lessons(objects, embedding)
+        for obj, lesson in zip(objects, lessons, strict=True):
+            self._fit(obj, frame, lesson)
 
-    def _sums_beside(self, part: Embedding, whole: Embedding) -> Sums:
-        """Over the cells of a whole frame that are not in a part of it."""
-        assert self._space is not None
-        cells = self._space.features(whole).cells
-        outside = torch.ones(cells.shape[:2], dtype=torch.bool, device=cells.device)
-        outside[grid_slices(part, self._space.stride)] = False
-        return Sums.over(cells[outside])
-
-    def _fit(self, obj: TrackedObject, embedding: Embedding, lesson: _Lesson) -> None:
+    def _fit(self, obj: TrackedObject, frame: FrameFeatures, lesson: Lesson) -> None:
         """Take the frame as the object's reference."""
-        frame = self._features(embedding)
         obj.model = TargetModel(self._config)
-        obj.model.fit(frame, lesson.mask, lesson.region, lesson.rival_sums)
-        obj.memory.fit(frame.looks, lesson.mask, lesson.region, lesson.rivals)
+        obj.model.fit(frame, lesson)
+        obj.memory.fit(frame, lesson)
 
-    def _features(self, embedding: Embedding) -> FrameFeatures:
-        """The frame's features, computed once; the first frame asked for sets the statistics."""
+    def _space_of(self, embedding: Embedding) -> FeatureSpace:
+        """The clip's feature space; the first embedding asked about sets its statistics."""
         if self._space is None:
-            self._space = FeatureSpace.fit(
-                embedding, grid_stride(self._config, embedding), self._config.components
-            )
-        if self._frame is None or self._frame[0] is not embedding:
-            features = self._space.features(embedding)
-            if embedding.window is not None and self._far_off is not None:
-                features = replace(features, sums=features.sums + self._far_off)
-            self._frame = embedding, features
-        return self._frame[1]
+            stride = grid_stride(self._config, embedding)
+            self._space = FeatureSpace.fit(embedding, stride, self._config.components)
+        return self._space
+
+    def _features(self, embedding: Embedding, where: Tensor) -> FrameFeatures:
+        """The frame's features, computed once unless more cells are needed than before.
+
+        Args:
+            embedding: Of the frame.
+            where: (h, w) bool, cells that are needed.
+        """
+        needed = bounds_of(where)
+        if self._frame is not None and self._frame[0] is embedding:
+            known = self._frame[1].known
+            if joined(known, needed) == known:
+                return self._frame[1]
+            needed = joined(known, needed)
+        space = self._space_of(embedding)
+        # What is learnt is around the new mask, which is where the old one was, more or less.
+        needed = grown(needed, cells_of(_AHEAD, embedding, space.stride), where.shape)
+        features = space.features(embedding, needed)
+        if embedding.window is not None and self._far_off is not None:
+            features = replace(features, sums=features.sums + self._far_off)
+        self._frame = embedding, features
+        return features
 
     def segment(
         self, objects: list[TrackedObject], embedding: Embedding, change: Tensor | None = None
@@ -171,7 +163,12 @@ class PropagationMethod:
         moved = self._moved(objects, embedding, change)
         stride = grid_stride(self._config, embedding)
         near = on_grid(moved, embedding, stride)
-        priors = [self._prior(obj, embedding, m) for obj, m in zip(objects, near, strict=True)]
+        regions = torch.stack([self._search_region(obj, embedding) for obj in objects])
+        self._features(embedding, regions.any(dim=0))  # of all at once
+        priors = [
+            self._prior(obj, embedding, region, m)
+            for obj, region, m in zip(objects, regions, near, strict=True)
+        ]
         prior = on_square(torch.stack(priors), embedding, stride)
         logits = sharpened(prior, moved, embedding, self._decoder, self._config) + moved
         alike = relative_likeness(objects, logits, embedding)
@@ -194,17 +191,19 @@ class PropagationMethod:
         seen = torch.tensor([obj.frames_lost == 0 for obj in objects], device=expected.device)
         return moved * seen[:, None, None]
 
-    def _prior(self, obj: TrackedObject, embedding: Embedding, moved: Tensor) -> Tensor:
+    def _prior(
+        self, obj: TrackedObject, embedding: Embedding, region: Tensor, moved: Tensor
+    ) -> Tensor:
         """(h, w) logits on the feature grid; the lowest ones outside the search region.
 
         Args:
             obj: The object.
             embedding: Of the frame.
+            region: (h, w) bool, where it is searched.
             moved: (h, w) logits of ``_moved`` on the feature grid.
         """
         assert obj.model is not None
-        config, frame = self._config, self._features(embedding)
-        region = self._search_region(obj, embedding)
+        config, frame = self._config, self._features(embedding, region)
         # In a whole frame single cells find their like: a lost object is searched by the model.
         memory = obj.memory if obj.frames_lost == 0 else None
         score = cell_scores(frame, region, obj.model, memory, config)
@@ -243,7 +242,7 @@ class PropagationMethod:
         evidence = torch.zeros_like(prior)
         evidence[inside] = prior[inside]
         if self._config.memory_share:
-            evidence[inside] *= (1 + obj.memory.score(frame.looks[inside])) / 2
+            evidence[inside] *= (1 + obj.memory.score(frame.looks(inside))) / 2
         sums = ndimage.sum_labels(evidence.cpu().numpy(), places, np.arange(1, count + 1))
         kept = torch.from_numpy(places == int(sums.argmax()) + 1).to(prior.device)
         return torch.where(kept, prior, -self._config.logit_limit)
@@ -251,34 +250,41 @@ class PropagationMethod:
     def remember(self, objects: list[TrackedObject], embedding: Embedding) -> None:
         """Let the objects that were found with confidence learn from this frame."""
         remember_likeness(objects, embedding)
-        for obj, lesson in zip(objects, self._lessons(objects, embedding), strict=True):
+        if not any(obj.state is ObjectState.TRACKED for obj in objects):
+            return
+        frame, lessons = self._lessons(objects, embedding)
+        for obj, lesson in zip(objects, lessons, strict=True):
             if obj.state is not ObjectState.TRACKED:
                 continue
             if obj.model is None:
-                self._fit(obj, embedding, lesson)
+                self._fit(obj, frame, lesson)
                 continue
-            frame = self._features(embedding)
-            obj.model.update(frame, lesson.mask, lesson.region, lesson.rival_sums)
-            obj.memory.update(frame.looks, lesson.mask, lesson.region, lesson.rivals)
+            obj.model.update(frame, lesson)
+            obj.memory.update(frame, lesson)
 
-    def _lessons(self, objects: list[TrackedObject], embedding: Embedding) -> list[_Lesson]:
-        """What each object learns from a frame."""
-        stride, cells = grid_stride(self._config, embedding), self._features(embedding).cells
+    def _lessons(
+        self, objects: list[TrackedObject], embedding: Embedding
+    ) -> tuple[FrameFeatures, list[Lesson]]:
+        """The features of a frame, and what each object learns from them."""
+        stride = grid_stride(self._config, embedding)
         masks = on_grid(torch.stack([o.logits for o in objects]).sigmoid(), embedding, stride)
         seen = torch.tensor([o.frames_lost == 0 for o in objects], device=masks.device)
         taken = (masks > 0.5) & seen[:, None, None]
-        regions = [self._around(mask, embedding) for mask in masks]
+        regions = torch.stack([self._around(mask, embedding) for mask in masks])
+        frame = self._features(embedding, regions[seen].any(dim=0))
         if len(objects) == 1:
-            return [_Lesson(masks[0], regions[0])]
-        sums = [Sums.over(cells[place]) for place in taken]
+            return frame, [Lesson.around(masks[0], regions[0], frame)]
+        sums = [Sums.over(frame.cells[place]) for place in taken]
         everybody, together = taken.any(dim=0), sum(sums[1:], start=sums[0])
         lessons = []
         for mask, region, own, own_sums in zip(masks, regions, taken, sums, strict=True):
-            others = together - own_sums
+            rivals = together - own_sums
             lessons.append(
-                _Lesson(mask, region, everybody & ~own, others if others.count else None)
+                Lesson.around(
+                    mask, region, frame, everybody & ~own, rivals if rivals.count else None
+                )
             )
-        return lessons
+        return frame, lessons
 
     def _search_region(self, obj: TrackedObject, embedding: Embedding) -> Tensor:
         """(h, w) bool cells in which the object may be; all of them once it is lost."""
@@ -292,6 +298,14 @@ class PropagationMethod:
         """(h, w) bool cells of a mask on the feature grid and around it."""
         stride = grid_stride(self._config, embedding)
         return region_around(mask, cells_of(self._config.region_padding, embedding, stride))
+
+
+def _outside(part: Embedding, whole: Embedding) -> Tensor:
+    """(h, w) bool, the cells of a whole frame that are not in a part of it."""
+    rows, columns = cells_of_picture(whole)
+    outside = torch.ones(rows, columns, dtype=torch.bool, device=whole.neck.device)
+    outside[window_seen(part).slices] = False
+    return outside
 
 
 def _certainty(logits: Tensor) -> Tensor:

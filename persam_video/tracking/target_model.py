@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from persam_video.config import TrackConfig
-from persam_video.tracking.features import FrameFeatures, Sums
+from persam_video.tracking.features import FrameFeatures
+from persam_video.tracking.lesson import Lesson
 
 
 class TargetModel:
@@ -29,26 +30,20 @@ class TargetModel:
         self.weights: Tensor = torch.zeros(0)
         """(C,) float32; features.T @ weights is about +1 on the object, -1 off it."""
 
-    def fit(
-        self, frame: FrameFeatures, mask: Tensor, region: Tensor, rivals: Sums | None = None
-    ) -> None:
+    def fit(self, frame: FrameFeatures, lesson: Lesson) -> None:
         """Learn the reference; what was learnt before is forgotten.
 
         Args:
             frame: Features of the frame.
-            mask: (h, w) float32 in [0, 1], share of the cell that is object.
-            region: (h, w) bool, cells near the object; outside them there is none of it.
-            rivals: Over the cells of other objects, if there are any.
+            lesson: Which of its cells.
         """
-        self._reference = self._normal_equations(frame, mask, region, rivals)
+        self._reference = self._normal_equations(frame, lesson)
         self._running = None
         self._solve()
 
-    def update(
-        self, frame: FrameFeatures, mask: Tensor, region: Tensor, rivals: Sums | None = None
-    ) -> None:
+    def update(self, frame: FrameFeatures, lesson: Lesson) -> None:
         """Learn from another frame; arguments as for ``fit``."""
-        matrix, vector = self._normal_equations(frame, mask, region, rivals)
+        matrix, vector = self._normal_equations(frame, lesson)
         if self._running is not None:
             keep = self._config.decay
             matrix = torch.lerp(matrix, self._running[0], keep)
@@ -67,9 +62,7 @@ class TargetModel:
         matrix.diagonal().add_(self._config.ridge * matrix.diagonal().mean())
         self.weights = torch.cholesky_solve(vector[:, None], torch.linalg.cholesky(matrix))[:, 0]
 
-    def _normal_equations(
-        self, frame: FrameFeatures, mask: Tensor, region: Tensor, rivals: Sums | None
-    ) -> tuple[Tensor, Tensor]:
+    def _normal_equations(self, frame: FrameFeatures, lesson: Lesson) -> tuple[Tensor, Tensor]:
         """Weighted X^T X (C, C) and X^T y (C,).
 
         A cell's target is y = 2 share - 1: 0 where the object fills half of it. Its class, and with
@@ -80,20 +73,22 @@ class TargetModel:
         Object and background weigh the same, whatever their sizes. The background's weight is
         spread in equal parts over the whole frame, over the region, where the confusion happens,
         and over the other objects, if there are any. The sums over the frame and over the other
-        objects serve every object, and only the region is summed anew.
+        objects serve every object; the object's own cells are taken out of the former.
         """
-        near, share, counted = frame.cells[region], mask[region], frame.counted[region]
+        near, share = frame.cells.flatten(0, 1)[lesson.cells], lesson.mask.flatten()[lesson.cells]
         # A thin object fills no cell; its fullest cells are what there is of it.
-        share = share / share.max().clamp_min(1e-3)
+        fullest = share.max().clamp_min(1e-3)
+        share = share / fullest
         inside = share > 0.5
+        rivals = lesson.rival_sums
         part = 1 / 2 if rivals is None else 1 / 3
-        everywhere = part / (frame.sums.count - inside.sum()).clamp_min(1)
-        around = part / (~inside).sum().clamp_min(1)
-        weight = torch.where(inside, 1 / inside.sum(), everywhere + around)
-        # The frame's sums hold the region too, where the weight is another one.
-        twice = everywhere * counted
-        matrix = everywhere * frame.sums.gram + (near * (weight - twice)[:, None]).T @ near
-        vector = (weight * (2 * share - 1) + twice) @ near - everywhere * frame.sums.total
+        background = frame.sums - frame.summed(lesson.region & (lesson.mask / fullest > 0.5))
+        everywhere = part / max(1.0, background.count)
+        around = part / (lesson.counts * ~inside).sum().clamp_min(1)
+        own = 1 / (lesson.counts * inside).sum()
+        weight = lesson.counts * torch.where(inside, own, around)
+        matrix = everywhere * background.gram + (near * weight[:, None]).T @ near
+        vector = (weight * (2 * share - 1)) @ near - everywhere * background.total
         if rivals is not None:
             matrix += part / rivals.count * rivals.gram
             vector -= part / rivals.count * rivals.total
