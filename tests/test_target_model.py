@@ -36,7 +36,7 @@ def summed_every_second(looks: Tensor) -> FrameFeatures:
     """The same with every second row and column in its sums."""
     frame = frame_of(looks)
     sums = Sums.over(frame.cells[::2, ::2].flatten(0, 1), weight=4.0)
-    return replace(frame, step=2, sums=sums)
+    return replace(frame, step=2, samples=frame.cells[::2, ::2], sums=sums)
 
 
 def two_kinds(mask: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ def test_target_model_equations_are_the_weighted_sums_over_cells() -> None:
     region[1:10, 2:13] = True
     rivals[8:11, 10:14] = True  # some of it beside the region
     frame = summed_every_second(torch.randn(*GRID, 5))
-    lesson = Lesson.around(mask, region, frame, rivals)
+    lesson = Lesson.around(mask, region, frame, rivals=rivals)
     matrix, vector = TargetModel(TrackConfig())._normal_equations(frame, lesson)
     inside, counted, chosen = mask > 0.5, torch.zeros(GRID), torch.zeros(GRID)
     counted[::2, ::2] = 4.0  # these stand for all
@@ -110,11 +110,40 @@ def test_target_model_other_object_of_a_similar_look_is_told_apart() -> None:
     frame, scores = frame_of(looks), []
     for known in (None, rivals):
         model = TargetModel(TrackConfig())
-        model.fit(frame, Lesson.around(mask, EVERYWHERE, frame, known))
+        model.fit(frame, Lesson.around(mask, EVERYWHERE, frame, rivals=known))
         score = frame.cells @ model.weights
         scores.append(float(score[rivals].mean()))
     assert scores[0] > 0
     assert scores[1] < 0
+
+
+def test_lesson_what_looks_like_the_object_far_away_is_learnt_as_far_as_it_is_large() -> None:
+    torch.manual_seed(0)
+    mask = square_mask()
+    banner = torch.zeros(GRID, dtype=torch.bool)
+    banner[9:12, 10:16] = True
+    # Nearly the object's look, and nothing like it in the region.
+    looks = two_kinds(mask)
+    looks[banner] = torch.tensor([0.9, 0.3])
+    frame = frame_of(looks + 0.02 * torch.randn(*GRID, 2))
+    region = torch.zeros(GRID, dtype=torch.bool)
+    region[1:9, 2:12] = True
+    alike = frame.sampled(banner)
+    scores, remembered = [], []
+    for known in (None, alike):
+        lesson = Lesson.around(mask, region, frame, alike=known)
+        model, memory = TargetModel(TrackConfig()), AppearanceMemory()
+        model.fit(frame, lesson)
+        memory.fit(frame, lesson)
+        scores.append(float((alike @ model.weights).mean()))
+        remembered.append(float(memory.score(frame.looks(banner)).mean()))
+        assert ((frame.cells @ model.weights)[mask > 0]).min() > 0
+    assert scores[0] > 0.5 and remembered[0] > 0.9
+    assert scores[1] < scores[0] - 0.2 and remembered[1] < 0
+    small = Lesson.around(mask, region, frame, alike=alike[:3])
+    assert lesson.other_weight == pytest.approx(18 / 30 / 3)
+    assert small.other_weight == pytest.approx(3 / 30 / 3)
+    assert small.other_sums is not None and small.other_sums.count == 3
 
 
 def test_appearance_memory_keeps_a_part_that_the_linear_model_outvotes() -> None:
@@ -199,7 +228,7 @@ def test_lesson_cells_far_off_are_thinned_and_count_for_those_left_out() -> None
     region, rivals = torch.zeros((2, 40, 40), dtype=torch.bool)
     region[:30, :30], rivals[8:12, 28:36] = True, True
     frame = frame_of(torch.randn(40, 40, 4))
-    lesson = Lesson.around(mask, region, frame, rivals)
+    lesson = Lesson.around(mask, region, frame, rivals=rivals)
     memory = AppearanceMemory()
     memory.fit(frame, lesson)
     assert memory._reference is not None
@@ -207,7 +236,7 @@ def test_lesson_cells_far_off_are_thinned_and_count_for_those_left_out() -> None
     near, far, others = 8 * 8, 30 * 30 - 8 * 8, 4 * 6  # two columns of it are in the region
     assert counts.shape == (2, near + far // 4 + others // 4) == (2, len(cells))
     assert counts.sum(dim=1).tolist() == [16, near + far + others]
-    assert lesson.rival_sums is not None and lesson.rival_sums.count == int(rivals.sum())
+    assert lesson.other_sums is not None and lesson.other_sums.count == int(rivals.sum())
 
 
 def made_up(size: int, strides: tuple[int, ...]) -> Embedding:

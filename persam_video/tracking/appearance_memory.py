@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
-from persam_video.tracking.features import FrameFeatures
+from persam_video.tracking.features import FrameFeatures, looks_of
 from persam_video.tracking.lesson import Lesson
 
 _TEMPERATURE = 0.03
@@ -72,6 +72,7 @@ def _entry(frame: FrameFeatures, lesson: Lesson) -> tuple[Tensor, Tensor]:
         (M, D) looks of cells, and (2, M) for how many cells of the object, and of anything, each of
         them counts.
     """
-    cells = torch.cat([lesson.cells, lesson.rivals])
-    counts = torch.cat([lesson.counts, lesson.rival_counts])
-    return frame.looks(cells), torch.stack([lesson.mask.flatten()[cells] * counts, counts])
+    looks = torch.cat([frame.looks(lesson.cells), looks_of(lesson.others)])
+    counts = torch.cat([lesson.counts, lesson.other_counts])
+    shares = F.pad(lesson.mask.flatten()[lesson.cells], (0, len(lesson.others)))
+    return looks, torch.stack([shares * counts, counts])

@@ -95,19 +95,21 @@ class FrameFeatures:
         cells: (h, w, C) float32; the last channel is 1, for the intercept. Outside ``known`` there
             is anything.
         known: Rows and columns that were asked for.
-        step: Of every so many rows and columns one is summed: neighbours are much alike.
+        step: Of every so many rows and columns one is sampled: neighbours are much alike.
+        samples: (h', w', C) float32, these cells, from everywhere.
         sums: Over these, which stand for all cells, and over others that are background too.
     """
 
     cells: Tensor
     known: Place
     step: int
+    samples: Tensor
     sums: Sums
 
     @classmethod
     def of(cls, cells: Tensor) -> FrameFeatures:
         """Of (h, w, C) cells that are all known and summed."""
-        return cls(cells, _everything(*cells.shape[:2]), 1, Sums.over(cells.flatten(0, 1)))
+        return cls(cells, _everything(*cells.shape[:2]), 1, cells, Sums.over(cells.flatten(0, 1)))
 
     def looks(self, where: Tensor) -> Tensor:
         """What some cells are compared by, their first components: (n, D) float32 of unit length.
@@ -115,13 +117,20 @@ class FrameFeatures:
         Args:
             where: (h, w) bool, or (n,) indices into all cells, row after row.
         """
-        rows = self.cells.flatten(0, 1)[where.flatten()]
-        return F.normalize(rows[:, : min(_LOOKS, rows.shape[1] - 1)], dim=1)
+        return looks_of(self.cells.flatten(0, 1)[where.flatten()])
 
-    def summed(self, where: Tensor) -> Sums:
-        """The share of the frame's sums that is of the cells of a (h, w) bool region."""
-        grid = slice(None, None, self.step), slice(None, None, self.step)
-        return Sums.over(self.cells[grid][where[grid]], _weight(where.shape, self.step))
+    def sampled(self, where: Tensor) -> Tensor:
+        """(n, C) samples that are in a (h, w) bool region."""
+        return self.samples[where[:: self.step, :: self.step]]
+
+    def sum_sampled(self, cells: Tensor) -> Sums:
+        """The share of the frame's sums that some (n, C) samples have."""
+        return Sums.over(cells, _weight(self.cells.shape[:2], self.step))
+
+
+def looks_of(cells: Tensor) -> Tensor:
+    """(n, C) features -> (n, D) float32 of unit length, their first components."""
+    return F.normalize(cells[:, : min(_LOOKS, cells.shape[1] - 1)], dim=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +185,7 @@ class FeatureSpace:
         step = self._step(embedding)
         samples = self._samples(fine, coarse, factor, step)
         sums = Sums.over(samples.flatten(0, 1), _weight(size_hw, step))
-        return FrameFeatures(cells, known, step, sums)
+        return FrameFeatures(cells, known, step, samples, sums)
 
     def sums(self, embedding: Embedding, where: Tensor) -> Sums:
         """Over a part of a frame.

@@ -21,6 +21,10 @@ _MOST_CELLS = 2048
 """Most cells learnt of each of these kinds; of more so many, evenly spread."""
 
 
+_OTHERS = 1 / 3
+"""Most weight of others in that of the background."""
+
+
 @dataclass(frozen=True, slots=True)
 class Lesson:
     """Cells of one frame's feature grid for one object.
@@ -28,20 +32,22 @@ class Lesson:
     Attributes:
         mask: (h, w) float32 in [0, 1], share of each cell that is the object.
         region: (h, w) bool, cells near it; outside them there is none of it.
-        cells: (M,) indices of cells of the object and around it, row after row.
+        cells: (M,) indices of cells of the region, row after row.
         counts: (M,) float32, for how many cells each of them counts.
-        rivals: (R,) indices of cells of other objects, away from this one.
-        rival_counts: (R,) float32, for how many these count.
-        rival_sums: Over all cells of the other objects; None: there are none.
+        others: (R, C) float32, features of what is away from it and could be mistaken for it.
+        other_counts: (R,) float32, for how many cells these count.
+        other_sums: Over all of that, and other objects that are near; None: there is nothing.
+        other_weight: Of these in the background, whose weight is 1.
     """
 
     mask: Tensor
     region: Tensor
     cells: Tensor
     counts: Tensor
-    rivals: Tensor
-    rival_counts: Tensor
-    rival_sums: Sums | None
+    others: Tensor
+    other_counts: Tensor
+    other_sums: Sums | None
+    other_weight: float
 
     @classmethod
     def around(
@@ -49,10 +55,15 @@ class Lesson:
         mask: Tensor,
         region: Tensor,
         frame: FrameFeatures,
+        *,
         rivals: Tensor | None = None,
         rival_sums: Sums | None = None,
+        alike: Tensor | None = None,
     ) -> Lesson:
         """Choose the cells.
+
+        Other objects have a third of the background's weight, however small they are; what merely
+        looks like the object has it as far as it is as large as the object.
 
         Args:
             mask: (h, w) float32 in [0, 1], share of each cell that is the object.
@@ -60,17 +71,28 @@ class Lesson:
             frame: Features of the frame.
             rivals: (h, w) bool, cells of other objects, or None.
             rival_sums: Over these; None = they are summed here.
+            alike: (n, C) samples of the frame from outside the region that look like the object.
         """
-        if rivals is None:
-            rivals = torch.zeros_like(region)
-        if rival_sums is None and rivals.any():
-            rival_sums = Sums.over(frame.cells[rivals])
         touched = (mask > _TOUCHED).float()[None, None]
         reach = round(_NEAR * frame.step)
         near = F.max_pool2d(touched, 2 * reach + 1, stride=1, padding=reach)[0, 0] > 0
         kinds = _spread(region & near, 1), _spread(region & ~near, _EVERY)
         cells, counts = (torch.cat(parts) for parts in zip(*kinds, strict=True))
-        return cls(mask, region, cells, counts, *_spread(rivals & ~region, _EVERY), rival_sums)
+        others, other_counts = frame.samples.new_empty(0, frame.samples.shape[2]), counts[:0]
+        sums, weight = None, 0.0
+        if rivals is not None and rivals.any():
+            sums, weight = rival_sums or Sums.over(frame.cells[rivals]), _OTHERS
+            away, other_counts = _spread(rivals & ~region, _EVERY)
+            others = frame.cells.flatten(0, 1)[away]
+        if alike is not None and len(alike):
+            alike_sums = frame.sum_sampled(alike)
+            sums = alike_sums if sums is None else sums + alike_sums
+            size = float(mask.sum().clamp_min(1))
+            weight = max(weight, _OTHERS * min(1.0, alike_sums.count / size))
+            others = torch.cat([others, alike])
+            each = alike_sums.count / len(alike)
+            other_counts = F.pad(other_counts, (0, len(alike)), value=each)
+        return cls(mask, region, cells, counts, others, other_counts, sums, weight)
 
 
 def _spread(place: Tensor, every: int) -> tuple[Tensor, Tensor]:

@@ -41,6 +41,9 @@ from persam_video.types import Embedding, ObjectState
 _ALIKE = 0.5
 """Share of the running likeness from which on the features do not speak against the object."""
 
+_NEARLY = -0.5
+"""Score of the target model from which on a cell away from the object looks like it."""
+
 _AHEAD = 3
 """128ths of the input's side around the search regions in which features are computed too."""
 
@@ -273,18 +276,39 @@ class PropagationMethod:
         regions = torch.stack([self._around(mask, embedding) for mask in masks])
         frame = self._features(embedding, regions[seen].any(dim=0))
         if len(objects) == 1:
-            return frame, [Lesson.around(masks[0], regions[0], frame)]
+            alike = self._alike(objects[0], regions[0], frame)
+            return frame, [Lesson.around(masks[0], regions[0], frame, alike=alike)]
         sums = [Sums.over(frame.cells[place]) for place in taken]
         everybody, together = taken.any(dim=0), sum(sums[1:], start=sums[0])
         lessons = []
-        for mask, region, own, own_sums in zip(masks, regions, taken, sums, strict=True):
-            rivals = together - own_sums
-            lessons.append(
-                Lesson.around(
-                    mask, region, frame, everybody & ~own, rivals if rivals.count else None
-                )
+        for obj, mask, region, own, own_sums in zip(
+            objects, masks, regions, taken, sums, strict=True
+        ):
+            lesson = Lesson.around(
+                mask,
+                region,
+                frame,
+                rivals=everybody & ~own,
+                rival_sums=together - own_sums,
+                alike=self._alike(obj, region | everybody, frame),
             )
+            lessons.append(lesson)
         return frame, lessons
+
+    def _alike(self, obj: TrackedObject, taken: Tensor, frame: FrameFeatures) -> Tensor | None:
+        """Samples of the frame that the target model nearly takes for the object, (n, C).
+
+        What looks like it will be taken for it when it comes near; it is learnt before.
+
+        Args:
+            obj: The object.
+            taken: (h, w) bool, where it or another object may be.
+            frame: Features of the frame.
+        """
+        if obj.model is None:
+            return None
+        elsewhere = frame.sampled(~taken)
+        return elsewhere[elsewhere @ obj.model.weights > _NEARLY]
 
     def _search_region(self, obj: TrackedObject, embedding: Embedding) -> Tensor:
         """(h, w) bool cells in which the object may be; all of them once it is lost."""

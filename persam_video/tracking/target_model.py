@@ -70,26 +70,29 @@ class TargetModel:
         be pulled to the object, whose few cells weigh the most, and the mask would creep outwards
         from frame to frame.
 
-        Object and background weigh the same, whatever their sizes. The background's weight is
-        spread in equal parts over the whole frame, over the region, where the confusion happens,
-        and over the other objects, if there are any. The sums over the frame and over the other
-        objects serve every object; the object's own cells are taken out of the former.
+        Object and background weigh the same, whatever their sizes. Of the background's weight
+        others that could be mistaken for it have their own, and the rest is spread in equal parts
+        over the whole frame and over the region, where the confusion happens. The sums over the
+        frame and over the other objects serve every object; the object's own cells are taken out of
+        the former.
         """
         near, share = frame.cells.flatten(0, 1)[lesson.cells], lesson.mask.flatten()[lesson.cells]
         # A thin object fills no cell; its fullest cells are what there is of it.
         fullest = share.max().clamp_min(1e-3)
         share = share / fullest
         inside = share > 0.5
-        rivals = lesson.rival_sums
-        part = 1 / 2 if rivals is None else 1 / 3
-        background = frame.sums - frame.summed(lesson.region & (lesson.mask / fullest > 0.5))
+        others = lesson.other_sums
+        part = (1 - lesson.other_weight) / 2
+        itself = lesson.region & (lesson.mask / fullest > 0.5)
+        background = frame.sums - frame.sum_sampled(frame.sampled(itself))
         everywhere = part / max(1.0, background.count)
         around = part / (lesson.counts * ~inside).sum().clamp_min(1)
         own = 1 / (lesson.counts * inside).sum()
         weight = lesson.counts * torch.where(inside, own, around)
         matrix = everywhere * background.gram + (near * weight[:, None]).T @ near
         vector = (weight * (2 * share - 1)) @ near - everywhere * background.total
-        if rivals is not None:
-            matrix += part / rivals.count * rivals.gram
-            vector -= part / rivals.count * rivals.total
+        if others is not None:
+            each = lesson.other_weight / others.count
+            matrix += each * others.gram
+            vector -= each * others.total
         return matrix, vector
