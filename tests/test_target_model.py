@@ -138,7 +138,7 @@ def test_lesson_what_looks_like_the_object_far_away_is_learnt_as_far_as_it_is_la
         scores.append(float((alike @ model.weights).mean()))
         remembered.append(float(memory.score(frame.looks(banner)).mean()))
         assert ((frame.cells @ model.weights)[mask > 0]).min() > 0
-    assert scores[0] > 0.5 and remembered[0] > 0.9
+    assert scores[0] > 0.2 and remembered[0] > 0.9
     assert scores[1] < scores[0] - 0.2 and remembered[1] < 0
     small = Lesson.around(mask, region, frame, alike=alike[:3])
     assert lesson.other_weight == pytest.approx(18 / 30 / 3)
