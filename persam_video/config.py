@@ -212,7 +212,8 @@ class TrackConfig(_Checked):
     lost_below: float = setting(0.2, "score under which the object is lost", low=0.0, high=1.0)
     found_above: float = setting(
         0.45,
-        "score that it takes to find a lost object again, or to let a mask jump",
+        "score that it takes to find an object again, or to let a mask jump, where it was neither "
+        "expected nor seen last",
         low=0.0,
         high=1.0,
     )

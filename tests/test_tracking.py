@@ -303,6 +303,31 @@ def some_object(object_id: int, logits: Tensor, *, lost: bool = False) -> Tracke
     return obj
 
 
+def test_object_returns_where_it_was_seen_last_with_less_evidence_than_elsewhere() -> None:
+    def mask(left: int) -> torch.Tensor:
+        logits = torch.full((20, 60), -4.0)
+        logits[5:12, left : left + 8] = 4.0
+        return logits
+
+    def moving_and_then_lost() -> TrackedObject:
+        obj = some_object(1, mask(10))
+        for left in (16, 22):
+            obj.observe(mask(left), 0.9, TrackConfig())
+        for _ in range(3):
+            obj.observe(mask(22), 0.0, TrackConfig())
+        assert obj.state is ObjectState.LOST
+        return obj
+
+    # It stopped where it was covered; its motion says that it is far beyond by now.
+    for left, state in ((22, ObjectState.UNCERTAIN), (0, ObjectState.LOST)):
+        obj = moving_and_then_lost()
+        obj.observe(mask(left), 0.3, TrackConfig())
+        assert obj.state is state
+    obj = moving_and_then_lost()
+    obj.observe(mask(0), 0.5, TrackConfig())
+    assert obj.state is ObjectState.TRACKED
+
+
 def test_strays_part_away_from_the_object_is_left_to_the_one_that_is_lost_or_uncertain() -> None:
     before = torch.full((20, 30), -4.0)
     before[5:12, 4:12] = 4.0

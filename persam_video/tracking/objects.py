@@ -87,7 +87,8 @@ class TrackedObject:
             config: ``lost_below``, ``found_above`` and ``uncertain_below`` are used.
         """
         returned = self.frames_lost > 0
-        expected = _overlap(logits, self.expected_logits())
+        # Where it should be by now, or where it was seen last.
+        expected = any(_overlap(logits, place) for place in (self.expected_logits(), self.logits))
         needed = config.lost_below if expected else config.found_above
         found = score >= needed and bool((logits > 0).any())
         self.score = score if found else min(score, config.lost_below)
