@@ -166,9 +166,10 @@ class TrackConfig(_Checked):
         high=8.0,
     )
     grid_stride: int = setting(
-        4,
-        "track: input pixels per cell of the prior's grid, 4 or 8; 8 takes less time and loses "
-        "thin parts; vit_b, vit_l and vit_h, whose maps are coarser, have 8 in any case",
+        8,
+        "track: input pixels per cell of the prior's grid, 4 or 8; 4 keeps thin parts, takes "
+        "longer and finds a lost object less often; vit_b, vit_l and vit_h, whose maps are "
+        "coarser, have 8 in any case",
         low=4,
         high=8,
     )
