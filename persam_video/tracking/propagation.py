@@ -238,8 +238,8 @@ class PropagationMethod:
             (h, w) logits.
         """
         inside = prior > 0
-        grown = ndimage.binary_dilation(inside.cpu().numpy(), iterations=gap)
-        places, count = ndimage.label(grown)
+        wider = ndimage.binary_dilation(inside.cpu().numpy(), iterations=gap)
+        places, count = ndimage.label(wider)
         if count < 2:
             return prior
         evidence = torch.zeros_like(prior)
