@@ -176,6 +176,26 @@ def test_a_cut_starts_anew() -> None:
     assert background.look(with_thing(other, 100)[0]).abs().max() < 0.2
 
 
+def test_a_cut_is_told_from_motion_and_from_restless_pictures() -> None:
+    calm = [scenery()[:, 4 * i : WIDTH + 4 * i] for i in range(8)]
+    background = Background()
+    for picture in calm:
+        background.look(picture)
+        background.learn(NOTHING)
+        assert not background.cut
+    other = scenery(seed=5) // 2
+    background.look(other[:, :WIDTH])
+    assert background.cut
+    background.learn(NOTHING)
+    background.look(other[:, 4 : WIDTH + 4])
+    assert not background.cut
+    background = Background()
+    for seed in range(8):  # as in a shaky clip, no frame can be laid over the one before
+        background.look(scenery(seed)[:, :WIDTH] // (1 + seed % 2))
+        background.learn(NOTHING)
+        assert not background.cut
+
+
 def test_frames_of_another_size_start_anew() -> None:
     background = settled([scenery()[:, :WIDTH]] * 10)
     change = background.look(scenery()[:100, :200])

@@ -328,6 +328,46 @@ def test_object_returns_where_it_was_seen_last_with_less_evidence_than_elsewhere
     assert obj.state is ObjectState.TRACKED
 
 
+def test_object_is_not_the_scrap_that_is_left_where_it_is_not_expected() -> None:
+    def mask(left: int, width: int, scrap: int = 0) -> torch.Tensor:
+        logits = torch.full((20, 60), -4.0)
+        logits[5:15, left : left + width] = 4.0
+        logits[5, :scrap] = 4.0
+        return logits
+
+    def hidden_in_part() -> TrackedObject:
+        obj = some_object(1, mask(20, 10))
+        for left, width in ((24, 10), (28, 6)):
+            obj.observe(mask(left, width, scrap=4), 0.9, TrackConfig())
+        return obj
+
+    obj = hidden_in_part()
+    obj.observe(mask(0, 0, scrap=4), 0.9, TrackConfig())
+    assert obj.state is ObjectState.LOST
+    for seen in (mask(32, 1), mask(2, 2)):  # a sliver where it goes in, or more of it elsewhere
+        obj = hidden_in_part()
+        obj.observe(seen, 0.9, TrackConfig())
+        assert obj.state is ObjectState.TRACKED
+
+
+@pytest.mark.slow
+def test_tracker_object_is_found_anywhere_in_the_frame_after_a_cut(
+    sam: Sam, davis_root: Path
+) -> None:
+    image = cv2.imread(str(davis_root / "JPEGImages/480p/swing/00000.jpg"))[:, :, ::-1].copy()
+    cat = read_cutout(davis_root.parent / "perseg-mini", "cat", 90)
+    clip = compose(image, [cat], [[(20 + 4 * t, 80)] for t in range(4)])
+    after = compose(np.ascontiguousarray(image[:, ::-1]), [cat], [[(290, 120)]] * 2)
+    tracker = Tracker(*sam)
+    tracker.start(*clip[0])
+    for frame, _ in clip[1:]:
+        tracker.step(frame)
+    for i, (frame, truth) in enumerate(after):
+        result = tracker.step(Frame(4 + i, (4 + i) / 25, frame.image_rgb))
+        assert result.states[1] is ObjectState.TRACKED
+        assert region_similarity(result.labels == 1, truth == 1) > 0.7
+
+
 def test_strays_part_away_from_the_object_is_left_to_the_one_that_is_lost_or_uncertain() -> None:
     before = torch.full((20, 30), -4.0)
     before[5:12, 4:12] = 4.0

@@ -22,20 +22,13 @@ from persam_video.types import Embedding
 Place = tuple[slice, slice]
 """Some rows and columns of a grid; both slices have a start and a stop."""
 
-_FINE_UP_TO = 768
-"""Input size up to which the grid is as fine as the encoder's finest map."""
 _LOOKS = 96
 """Of the components, the first that cells are compared in; more change nothing and cost time."""
 
 
 def grid_stride(config: TrackConfig, embedding: Embedding) -> int:
-    """Input pixels per cell of the feature grid, which is at most twice as fine as the maps.
-
-    A small input keeps about as many cells as a large one has: what is thin would be lost in cells
-    that show more of the frame.
-    """
-    wanted = config.grid_stride or (4 if embedding.input_size <= _FINE_UP_TO else 8)
-    return max(wanted, min(stride for _, stride in _maps(embedding)) // 2)
+    """Input pixels per cell of the feature grid, which is at most twice as fine as the maps."""
+    return max(config.grid_stride, min(stride for _, stride in _maps(embedding)) // 2)
 
 
 def grid_size(embedding: Embedding, stride: int) -> tuple[int, int]:

@@ -23,6 +23,7 @@ _MOST_FRAMES = 5  # a velocity says little about a place longer after
 _LEAP = 2  # times the area it had a frame ago
 _SUDDEN = 0.25  # areas of the object that may come into sight at once, though none was hidden
 _AREA_DECAY = 0.95
+_SCRAP = 0.1  # areas of the object that it has at least where it is not expected
 _EDGE = 2  # cells beside the picture's edge that are at it
 _STRAY = 0.02  # an object that moves smoothly overlaps its own expected place by more
 
@@ -73,9 +74,14 @@ class TrackedObject:
         """(4h, 4w) the last mask believed in, moved to where it should be in the coming frame."""
         return self.motion.moved(self.logits, min(self.frames_lost, _MOST_FRAMES) + 1)
 
+    def lose(self) -> None:
+        """It may be anywhere now."""
+        self.state, self.score = ObjectState.LOST, 0.0
+        self.frames_lost = max(1, self.frames_lost)
+
     def never_seen(self) -> None:
         """The reference is from another picture: where the object is now is not known."""
-        self.state, self.score, self.frames_lost = ObjectState.LOST, 0.0, 1
+        self.lose()
         self.logits = torch.full_like(self.logits, float(self.logits.min()))
 
     def observe(self, logits: Tensor, score: float, config: TrackConfig) -> None:
@@ -87,10 +93,14 @@ class TrackedObject:
             config: ``lost_below``, ``found_above`` and ``uncertain_below`` are used.
         """
         returned = self.frames_lost > 0
-        # Where it should be by now, or where it was seen last.
-        expected = any(_overlap(logits, place) for place in (self.expected_logits(), self.logits))
-        needed = config.lost_below if expected else config.found_above
-        found = score >= needed and bool((logits > 0).any())
+        # Where most of it should be by now, or was seen last.
+        mask = (logits > 0).cpu().numpy()
+        places = (self.expected_logits(), self.logits)
+        expected = any(_overlap(mask, _largest_part((p > 0).cpu().numpy())) for p in places)
+        needed, least = (
+            (config.lost_below, 1) if expected else (config.found_above, _SCRAP * self.area)
+        )
+        found = score >= needed and int(mask.sum()) >= least
         self.score = score if found else min(score, config.lost_below)
         if not found:
             self.state = ObjectState.LOST
@@ -199,7 +209,6 @@ def _parts(mask: BoolArray) -> tuple[NDArray[Any], int]:
     return np.asarray(parts), count - 1
 
 
-def _overlap(a: Tensor, b: Tensor) -> bool:
-    """Whether two masks, as logits, share more than a stray cell of their union."""
-    both, either = ((a > 0) & (b > 0)).sum(), ((a > 0) | (b > 0)).sum()
-    return bool(both > _STRAY * either)
+def _overlap(a: BoolArray, b: BoolArray) -> bool:
+    """Whether two masks share more than a stray cell of their union."""
+    return bool((a & b).sum() > _STRAY * (a | b).sum())

@@ -248,12 +248,15 @@ class Tracker:
         """
         if not self._objects and self._latest is None:
             raise PersamError("step() before start(): the tracker has no object to follow")
-        embedding = embedding or self.encode(frame.image_rgb, self._planned[0])
-        if not shows_expected_places(self._in_order(), embedding):
-            embedding = self.encode(frame.image_rgb, self._box_ahead(1))
-        self._latest = frame, embedding
         objects = self._in_order()
         change = self._background.look(frame.image_rgb) if self._background else None
+        if self._background and self._background.cut:
+            for obj in objects:
+                obj.lose()
+        embedding = embedding or self.encode(frame.image_rgb, self._planned[0])
+        if not shows_expected_places(objects, embedding):
+            embedding = self.encode(frame.image_rgb, self._box_ahead(1))
+        self._latest = frame, embedding
         labels = self._segment(objects, frame, embedding, change)
         self._planned = self._planned[1], self._box_ahead(2)
         return self._result(frame, labels)
