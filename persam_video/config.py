@@ -105,7 +105,8 @@ class EncoderConfig(_Checked):
     input_size: int | None = setting(
         None,
         "side of the network's square input in pixels, a multiple of 64; none = 1280 for vit_t, "
-        "1024 for the others; clicks, photos, persam and persam_f have at most SAM's own 1024",
+        "1024 for the others; photos, persam and persam_f have at most SAM's own 1024, clicks and "
+        "boxes 1536 with vit_t",
         low=256,
         high=2048,
     )

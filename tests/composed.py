@@ -13,8 +13,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
+from torch import Tensor
 
 from persam_video.sam.image_encoder import SamImageEncoder
+from persam_video.tracking.features import FrameFeatures
 from persam_video.types import BoolArray, Embedding, Float32Array, Frame, UInt8Array
 
 SIZE_HW = (240, 426)
@@ -101,3 +104,9 @@ class CachingEncoder:
         if key not in self._known:
             self._known[key] = encode()
         return self._known[key]
+
+
+def every_cell(frame: FrameFeatures) -> Tensor:
+    """(h, w, C) features of all cells."""
+    height, width = frame.size_hw
+    return frame.at(torch.arange(height * width)).view(height, width, -1)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from composed import compose, read_cutout
+from composed import compose, every_cell, read_cutout
 
 from persam_video.config import EncoderConfig, TrackConfig
 from persam_video.evaluation.metrics import region_similarity
@@ -122,15 +123,15 @@ def test_feature_grid_of_a_part_is_that_part_of_the_whole_one(
     part = replace(whole, neck=neck, stages=stages, window=window)
     assert window_seen(part) == window and window_seen(whole) == Window(0, 0, 64, 37)
     space = FeatureSpace.fit(whole, stride)
+    everything, found = space.features(whole), space.features(part)
+    assert found.size_hw == grid_size(part, stride) == (336 // stride, 448 // stride)
     place = grid_slices(part, stride)
-    expected = space.features(whole).cells[place]
-    found = space.features(part)
-    assert found.cells.shape[:2] == grid_size(part, stride) == (336 // stride, 448 // stride)
+    expected = every_cell(everything)[place]
     edge = 16 // stride  # where maps are enlarged, their last cells have other neighbours
     inner = slice(edge, -edge), slice(edge, -edge)
-    torch.testing.assert_close(found.cells[inner], expected[inner], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(every_cell(found)[inner], expected[inner], atol=1e-4, rtol=1e-4)
     # The last channel is ones: its square adds up to the number of cells.
-    assert float(found.sums.gram[-1, -1]) == found.sums.count == found.cells[..., 0].numel()
+    assert float(found.sums.gram[-1, -1]) == found.sums.count == math.prod(found.size_hw)
 
     square = torch.rand(1, 256, 256)
     torch.testing.assert_close(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import cv2
 import pytest
 import torch
+from composed import every_cell
 from torch import Tensor
 
 from persam_video.config import EncoderConfig, TrackConfig
@@ -18,7 +20,7 @@ from persam_video.sam.models import load_sam
 from persam_video.tracking.appearance_memory import AppearanceMemory
 from persam_video.tracking.cell_scores import cell_scores
 from persam_video.tracking.features import FeatureSpace, FrameFeatures, Sums, grid_size, grid_stride
-from persam_video.tracking.grid import cells_of
+from persam_video.tracking.grid import cells_in, cells_of
 from persam_video.tracking.lesson import Lesson
 from persam_video.tracking.target_model import TargetModel
 from persam_video.types import Embedding
@@ -28,15 +30,23 @@ EVERYWHERE = torch.ones(GRID, dtype=torch.bool)
 
 
 def frame_of(looks: Tensor) -> FrameFeatures:
-    """A frame of (h, w, D) made-up features and the intercept."""
-    return FrameFeatures.of(torch.cat([looks, torch.ones(*looks.shape[:2], 1)], dim=2))
+    """A frame of (h, w, D) made-up components."""
+    return FrameFeatures.of(looks)
+
+
+def scored(frame: FrameFeatures, model: TargetModel) -> Tensor:
+    """(h, w) score of all cells."""
+    height, width = frame.size_hw
+    return frame.scores(torch.arange(height * width), model.weights).view(height, width)
 
 
 def summed_every_second(looks: Tensor) -> FrameFeatures:
     """The same with every second row and column in its sums."""
     frame = frame_of(looks)
-    sums = Sums.over(frame.cells[::2, ::2].flatten(0, 1), weight=4.0)
-    return replace(frame, step=2, samples=frame.cells[::2, ::2], sums=sums)
+    samples = every_cell(frame)[::2, ::2]
+    return replace(
+        frame, step=2, samples=samples, sums=Sums.over(samples.flatten(0, 1), weight=4.0)
+    )
 
 
 def two_kinds(mask: Tensor) -> Tensor:
@@ -58,7 +68,7 @@ def test_target_model_half_filled_cells_score_half_way() -> None:
     model = TargetModel(TrackConfig())
     frame = frame_of(two_kinds(mask))
     model.fit(frame, Lesson.around(mask, EVERYWHERE, frame))
-    score = frame.cells @ model.weights
+    score = scored(frame, model)
     assert score[3:8, 4:10].min() > 0.9
     assert score[0].max() < -0.9
     assert score[8, 4:10].abs().max() < 0.1
@@ -71,7 +81,7 @@ def test_target_model_thin_object_is_learnt_from_its_fullest_cells() -> None:
     model = TargetModel(TrackConfig())
     frame = frame_of(looks)
     model.fit(frame, Lesson.around(mask, EVERYWHERE, frame))
-    score = frame.cells @ model.weights
+    score = scored(frame, model)
     assert score[5, 2:14].min() > 0.5
     assert score[:5].max() < -0.5
 
@@ -93,7 +103,7 @@ def test_target_model_equations_are_the_weighted_sums_over_cells() -> None:
     for cells in (counted * ~inside, chosen * ~inside, rivals):
         weight = weight + cells / cells.sum() / 3
     target = 2 * mask / mask.max() - 1
-    flat = frame.cells.flatten(0, 1).double()
+    flat = every_cell(frame).flatten(0, 1).double()
     expected = (flat.T * weight.flatten()) @ flat
     assert torch.allclose(matrix.double(), expected, atol=1e-5)
     assert torch.allclose(vector.double(), (weight * target).flatten().double() @ flat, atol=1e-5)
@@ -111,7 +121,7 @@ def test_target_model_other_object_of_a_similar_look_is_told_apart() -> None:
     for known in (None, rivals):
         model = TargetModel(TrackConfig())
         model.fit(frame, Lesson.around(mask, EVERYWHERE, frame, rivals=known))
-        score = frame.cells @ model.weights
+        score = scored(frame, model)
         scores.append(float(score[rivals].mean()))
     assert scores[0] > 0
     assert scores[1] < 0
@@ -136,8 +146,8 @@ def test_lesson_what_looks_like_the_object_far_away_is_learnt_as_far_as_it_is_la
         model.fit(frame, lesson)
         memory.fit(frame, lesson)
         scores.append(float((alike @ model.weights).mean()))
-        remembered.append(float(memory.score(frame.looks(banner)).mean()))
-        assert ((frame.cells @ model.weights)[mask > 0]).min() > 0
+        remembered.append(float(memory.score(frame.looks(cells_in(banner))).mean()))
+        assert scored(frame, model)[mask > 0].min() > 0
     assert scores[0] > 0.2 and remembered[0] > 0.9
     assert scores[1] < scores[0] - 0.2 and remembered[1] < 0
     small = Lesson.around(mask, region, frame, alike=alike[:3])
@@ -159,8 +169,8 @@ def test_appearance_memory_keeps_a_part_that_the_linear_model_outvotes() -> None
     lesson = Lesson.around(mask, EVERYWHERE, frame)
     memory.fit(frame, lesson)
     model.fit(frame, lesson)
-    assert frame.cells[1, 6] @ model.weights < 0
-    remembered = memory.score(frame.looks(EVERYWHERE)).view(GRID)
+    assert scored(frame, model)[1, 6] < 0
+    remembered = memory.score(frame.looks(cells_in(EVERYWHERE))).view(GRID)
     assert torch.equal(remembered > 0.9, mask > 0)
 
 
@@ -180,13 +190,13 @@ def test_cell_scores_cells_that_are_ruled_out_are_not_compared_and_none_is_lost_
             return memory.score(looks)
 
     scores = cell_scores(frame, EVERYWHERE, model, Counting(), TrackConfig())
-    alone = frame.cells[EVERYWHERE] @ model.weights
-    both = (alone + memory.score(frame.looks(EVERYWHERE))) / 2
+    alone = scored(frame, model).flatten()
+    both = (alone + memory.score(frame.looks(cells_in(EVERYWHERE)))) / 2
     assert torch.equal(scores > 0, both > 0)
     assert 0 < asked[0] < 0.6 * alone.numel()
     config = TrackConfig(memory_share=1.0)  # the model has no say, so it rules nothing out
     remembered = cell_scores(frame, EVERYWHERE, model, Counting(), config)
-    assert torch.equal(remembered, memory.score(frame.looks(EVERYWHERE)))
+    assert torch.equal(remembered, memory.score(frame.looks(cells_in(EVERYWHERE))))
     config = TrackConfig(memory_share=0.0)
     assert torch.equal(cell_scores(frame, EVERYWHERE, model, Counting(), config), alone)
     assert asked[1:] == [alone.numel()]
@@ -217,7 +227,7 @@ def test_appearance_memory_large_region_is_thinned_to_a_fixed_size() -> None:
     frame = frame_of(looks)
     memory.fit(frame, Lesson.around(mask, torch.ones((100, 90), dtype=torch.bool), frame))
     assert memory._reference is not None
-    assert memory._reference[0].shape == (2048, 4)
+    assert memory._reference[0].shape == (1024, 4)
     score = memory.score(looks.flatten(0, 1))
     assert ((score > 0) == (mask.flatten() > 0)).float().mean() > 0.9
 
@@ -258,23 +268,43 @@ def test_grid_stride_is_at_most_twice_as_fine_as_the_maps() -> None:
 
 @pytest.mark.parametrize("strides", [(4, 8, 16), (16, 16)])
 @pytest.mark.parametrize("stride", [4, 8])
-def test_features_of_a_part_and_the_sums_are_those_of_all_cells(
+def test_features_are_all_maps_standardised_enlarged_and_projected(
     strides: tuple[int, ...], stride: int
 ) -> None:
+    embedding, height, width = made_up(256, strides), 144 // stride, 256 // stride
+    space = FeatureSpace.fit(embedding, stride, components=24)
+    expected = torch.zeros(height, width, 24)
+    maps = [*embedding.stages, embedding.neck[:, :, :9]]
+    for projection, m in zip(space.projections, maps, strict=True):
+        if m.shape[3] > width:
+            m = torch.nn.functional.avg_pool2d(m, m.shape[3] // width)
+        cells = (m[0].permute(1, 2, 0) - projection.mean) / projection.deviation
+        share = torch.nn.functional.normalize(cells, dim=2) @ projection.axes.T
+        expected += torch.nn.functional.interpolate(
+            share.permute(2, 0, 1)[None], (height, width), mode="bilinear"
+        )[0].permute(1, 2, 0)
+    frame = space.features(embedding)
+    close = partial(torch.testing.assert_close, atol=1e-3, rtol=1e-3)
+    if len(strides) == 2 or stride == 8:  # else the coarsest are enlarged in steps
+        close(every_cell(frame)[..., :-1], expected)
+    some = torch.tensor([0, width - 1, 3 * width + 5, height * width - 1])
+    close(frame.at(some), every_cell(frame).flatten(0, 1)[some])
+    close(frame.looks(some), torch.nn.functional.normalize(frame.at(some)[:, :-1], dim=1))
+    weights = torch.randn(25)
+    close(frame.scores(some, weights), frame.at(some) @ weights)
+
+
+@pytest.mark.parametrize("strides", [(4, 8, 16), (16, 16)])
+@pytest.mark.parametrize("stride", [4, 8])
+def test_sums_are_over_one_cell_of_each_embedded_one(strides: tuple[int, ...], stride: int) -> None:
     embedding = made_up(256, strides)
     space = FeatureSpace.fit(embedding, stride, components=24)
-    everything = space.features(embedding)
-    place = slice(5, 11), slice(7, 16)
-    part = space.features(embedding, place)
-    torch.testing.assert_close(part.cells[place], everything.cells[place], atol=1e-4, rtol=1e-4)
-    step = 16 // stride
-    summed = everything.cells[::step, ::step].flatten(0, 1)
-    expected = Sums.over(summed, step**2)
-    for frame in (part, everything):
-        assert frame.step == step
-        torch.testing.assert_close(frame.sums.gram, expected.gram, atol=1e-2, rtol=1e-4)
-        torch.testing.assert_close(frame.sums.total, expected.total, atol=1e-2, rtol=1e-4)
-        assert frame.sums.count == expected.count == everything.cells[..., 0].numel()
+    frame, step = space.features(embedding), 16 // stride
+    expected = Sums.over(every_cell(frame)[::step, ::step].flatten(0, 1), step**2)
+    assert frame.step == step
+    torch.testing.assert_close(frame.sums.gram, expected.gram, atol=1e-2, rtol=1e-4)
+    torch.testing.assert_close(frame.sums.total, expected.total, atol=1e-2, rtol=1e-4)
+    assert frame.sums.count == expected.count == 144 * 256 / stride**2
     half = torch.zeros(9, 16, dtype=torch.bool)
     half[:, 8:] = True
     rest = space.sums(embedding, ~half)
@@ -300,18 +330,18 @@ def test_prior_both_halves_tell_the_object_of_a_real_frame(
     embedding = encoder.encode(image)
     frame = FeatureSpace.fit(embedding, stride).features(embedding)
     height, width = grid_size(embedding, stride)
-    assert frame.cells.shape[:2] == (height, width)
+    assert frame.size_hw == (height, width)
 
     cells = 512 // stride
     mask = grid_coverage(labels, embedding, (cells, cells))[:height, :width]
     region = torch.ones_like(mask, dtype=torch.bool)
-    looks = frame.looks(region)
+    looks = frame.looks(cells_in(region))
     assert torch.allclose(looks.norm(dim=1), torch.ones(height * width), atol=1e-4)
     model, memory = TargetModel(TrackConfig()), AppearanceMemory()
     lesson = Lesson.around(mask, region, frame)
     model.fit(frame, lesson)
     memory.fit(frame, lesson)
-    by_model = frame.cells @ model.weights > 0
+    by_model = scored(frame, model) > 0
     by_memory = memory.score(looks).view(height, width) > 0
     for found in (by_model, by_memory):
         assert (found & (mask > 0.5)).sum() / (found | (mask > 0.5)).sum() > least

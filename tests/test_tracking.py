@@ -460,7 +460,7 @@ def test_lost_object_is_searched_in_the_place_with_the_most_evidence() -> None:
     looks[..., 0], looks[10:16, 30:34, 1] = 1.0, 1.0
     looks = torch.nn.functional.normalize(looks, dim=2)
     obj = some_object(1, torch.zeros(8, 8), lost=True)
-    frame = FrameFeatures.of(torch.nn.functional.pad(looks, (0, 1), value=1.0))
+    frame = FrameFeatures.of(looks)
     obj.memory.fit(frame, Lesson.around((prior > 1).float(), prior > -5, frame))
     found = method._best_place(obj, prior, frame, 2)
     assert torch.equal(found > 0, prior > 1)
@@ -478,7 +478,7 @@ def test_lost_object_is_not_where_more_cells_are_familiar_but_less_likely() -> N
     looks[..., 0] = 1.0
     looks[prior > 0] = torch.tensor([0.0, 1.0])
     obj = some_object(1, torch.zeros(8, 8), lost=True)
-    frame = FrameFeatures.of(torch.nn.functional.pad(looks, (0, 1), value=1.0))
+    frame = FrameFeatures.of(looks)
     obj.memory.fit(frame, Lesson.around((prior > 0).float(), prior > -5, frame))
     assert torch.equal(method._best_place(obj, prior, frame, 2) > 0, prior > 1)
 

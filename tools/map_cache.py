@@ -73,9 +73,16 @@ class CachedEncoder:
 
     def with_padding(self) -> CachedEncoder:
         """The same cache for ``SamImageEncoder.with_padding``; both count together."""
-        padded = copy.copy(self)
-        padded._encoder = self._encoder.with_padding()
-        return padded
+        return self._of(self._encoder.with_padding())
+
+    def for_prompts(self) -> CachedEncoder:
+        """The same cache for ``SamImageEncoder.for_prompts``; all count together."""
+        return self._of(self._encoder.for_prompts())
+
+    def _of(self, encoder: SamImageEncoder) -> CachedEncoder:
+        other = copy.copy(self)
+        other._encoder = encoder
+        return other
 
     @property
     def encodes_parts(self) -> bool:

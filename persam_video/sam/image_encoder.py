@@ -26,8 +26,7 @@ _PART = 0.8
 """Share of the picture from which on all of it is encoded."""
 
 TRAINED_INPUT_SIZE = 1024
-"""Side of the square that SAM was trained with."""
-"""Side of the square input that ViT-B, -L and -H were trained for, and the only one they take."""
+"""Side of the square that SAM was trained with, and the only one that ViT-B, -L and -H take."""
 
 
 class Encoder(Protocol):
@@ -60,6 +59,9 @@ class PaddingEncoder(Encoder, Protocol):
     def with_padding(self) -> Encoder:
         """The same encoder, exactly as SAM was trained; one that has the padding is itself."""
 
+    def for_prompts(self) -> Encoder:
+        """The same encoder, as SAM's decoder needs it to answer a click or a box alone."""
+
 
 class Backbone(Protocol):
     """A network of this room: normalised batch -> embedding and finer maps."""
@@ -78,6 +80,7 @@ class SamImageEncoder:
         dtype: Number format that the network takes; the Embedding is float32 whatever this is.
         padding: Encode the padding too, as SAM does. A network of windows and convolutions does
             without; ViT-B, -L and -H have a position embedding of the whole square.
+        prompt_input_size: ``input_size`` for the pictures of clicks and boxes.
     """
 
     def __init__(
@@ -88,12 +91,14 @@ class SamImageEncoder:
         dtype: torch.dtype = torch.float32,
         *,
         padding: bool = True,
+        prompt_input_size: int = TRAINED_INPUT_SIZE,
     ) -> None:
         self.backbone = backbone
         self.input_size = input_size
         self.device = device or torch.device("cpu")
         self.dtype = dtype
         self.padding = padding
+        self._prompt_input_size = prompt_input_size
         mean = torch.tensor(PIXEL_MEAN, device=self.device).view(1, 3, 1, 1)
         std = torch.tensor(PIXEL_STD, device=self.device).view(1, 3, 1, 1)
         self._mean, self._std = mean, std
@@ -173,7 +178,13 @@ class SamImageEncoder:
 
     def with_padding(self) -> SamImageEncoder:
         """The same network with the padding encoded too, at no more than SAM's own size."""
-        input_size = min(self.input_size, TRAINED_INPUT_SIZE)
+        return self._padded(min(self.input_size, TRAINED_INPUT_SIZE))
+
+    def for_prompts(self) -> SamImageEncoder:
+        """The same network with the padding encoded too, at ``prompt_input_size``."""
+        return self._padded(self._prompt_input_size)
+
+    def _padded(self, input_size: int) -> SamImageEncoder:
         if self.padding and input_size == self.input_size:
             return self
         return SamImageEncoder(self.backbone, input_size, self.device, self.dtype)

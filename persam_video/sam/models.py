@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 _TINY_INPUT_SIZE = 1280
 """For "track" TinyViT sees more at this size than at SAM's own (README, ablation)."""
 
+_TINY_PROMPT_INPUT_SIZE = 1536
+"""For clicks and boxes: at smaller sizes TinyViT's masks are of parts of the object (README)."""
+
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -54,7 +57,9 @@ def load_sam(config: EncoderConfig, *, progress: bool = True) -> tuple[SamImageE
         backbone = VitBackbone(backbone)
     for module in (backbone, sam.prompt_encoder, sam.mask_decoder):
         module.requires_grad_(False).eval().to(device)
-    padding = config.padding or not isinstance(backbone, TinyViT)
+    tiny = isinstance(backbone, TinyViT)
+    padding = config.padding or not tiny
+    prompt_input_size = _TINY_PROMPT_INPUT_SIZE if tiny else TRAINED_INPUT_SIZE
     grid = input_size // 16
     sam.prompt_encoder.image_embedding_size = (grid, grid)
     sam.prompt_encoder.input_image_size = (input_size, input_size)
@@ -63,13 +68,17 @@ def load_sam(config: EncoderConfig, *, progress: bool = True) -> tuple[SamImageE
     decoder_dtype = torch.bfloat16 if dtype is torch.bfloat16 else torch.float32
     decoder = SamDecoder(sam.prompt_encoder, sam.mask_decoder.to(decoder_dtype))
     logger.info("%s on %s, %s, %s, input %d", config.model, device, dtype, runtime, input_size)
+    network: Backbone | None = None
     if runtime != "torch":
         chosen = config.runtime != "auto" or config.exported is not None
-        compiled = _compiled(backbone, runtime, dtype, config.exported, chosen)
-        if compiled is not None:
-            return SamImageEncoder(compiled, input_size, device, padding=padding), decoder
-    backbone.to(dtype=dtype).to(memory_format=torch.channels_last)
-    encoder = SamImageEncoder(backbone, input_size, device, dtype, padding=padding)
+        network = _compiled(backbone, runtime, dtype, config.exported, chosen)
+    if network is None:
+        network = backbone.to(dtype=dtype).to(memory_format=torch.channels_last)
+    else:
+        dtype = torch.float32  # what it takes, whatever it computes in
+    encoder = SamImageEncoder(
+        network, input_size, device, dtype, padding=padding, prompt_input_size=prompt_input_size
+    )
     return encoder, decoder
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from persam_video.config import TrackConfig
 from persam_video.tracking.appearance_memory import AppearanceMemory
 from persam_video.tracking.features import FrameFeatures
+from persam_video.tracking.grid import cells_in
 from persam_video.tracking.target_model import TargetModel
 
 _NO_HOPE = 0.5
@@ -35,15 +36,14 @@ def cell_scores(
     Returns:
         (n,) float32, about +1 on the object and -1 off it.
     """
-    score = frame.cells[region] @ model.weights
+    cells = cells_in(region)
+    score = frame.scores(cells, model.weights)
     share = config.memory_share
     if memory is None or share == 0:
         return score
-    undecided, asked = torch.ones_like(score, dtype=torch.bool), region
+    undecided = torch.ones_like(score, dtype=torch.bool)
     if share < 1:
         undecided = score > -_NO_HOPE * share / (1 - share)
-        asked = region.clone()
-        asked[region] = undecided
     remembered = torch.full_like(score, -1.0)
-    remembered[undecided] = memory.score(frame.looks(asked))
+    remembered[undecided] = memory.score(frame.looks(cells[undecided]))
     return torch.lerp(score, remembered, share)

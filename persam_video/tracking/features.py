@@ -19,9 +19,6 @@ from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 from persam_video.config import TrackConfig
 from persam_video.types import Embedding
 
-Place = tuple[slice, slice]
-"""Some rows and columns of a grid; both slices have a start and a stop."""
-
 _LOOKS = 96
 """Of the components, the first that cells are compared in; more change nothing and cost time."""
 
@@ -88,36 +85,86 @@ class Sums:
 
 
 @dataclass(frozen=True, slots=True)
+class Projection:
+    """What one map of the encoder adds to the components of a cell.
+
+    Attributes:
+        mean: (C_i,) float32, of the reference frame's cells.
+        deviation: (C_i,) float32, > 0.
+        axes: (D, C_i) float32, this map's part of the principal axes.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+    axes: Tensor
+
+    def components(self, m: Tensor, first: int | None = None) -> Tensor:
+        """(..., C_i) cells of the map -> (..., D) components, or the first so many of them."""
+        return self._along(m, self.axes[:first])
+
+    def scores(self, m: Tensor, weights: Tensor) -> Tensor:
+        """(..., C_i) cells of the map -> (...) their components weighted by (D,)."""
+        return self._along(m, (weights @ self.axes)[None])[..., 0]
+
+    def _along(self, m: Tensor, axes: Tensor) -> Tensor:
+        """Standardised and of unit length, so that no map outweighs another."""
+        unit = (m - self.mean).div_(self.deviation)
+        length = torch.linalg.vector_norm(unit, dim=-1, keepdim=True).clamp_min(1e-12)
+        return (unit @ axes.T).div_(length)
+
+
+@dataclass(frozen=True, slots=True)
 class FrameFeatures:
     """The features of one frame and their sums, shared by all of its objects.
 
+    A cell has C = D + 1 features, its components and a 1 for the intercept. They are made of those
+    cells only that somebody asks for: of a fine grid that is a small part.
+
     Attributes:
-        cells: (h, w, C) float32; the last channel is 1, for the intercept. Outside ``known`` there
-            is anything.
-        known: Rows and columns that were asked for.
+        size_hw: Rows and columns of the feature grid.
+        coarse: (h', w', D) float32, components from all maps that are coarser than the grid.
+        factor: By which these are.
+        fine: The maps that are as fine as the grid, (h, w, C_i), and what they add.
         step: Of every so many rows and columns one is sampled: neighbours are much alike.
-        samples: (h', w', C) float32, these cells, from everywhere.
+        samples: (h'', w'', C) float32, these cells, from everywhere.
         sums: Over these, which stand for all cells, and over others that are background too.
     """
 
-    cells: Tensor
-    known: Place
+    size_hw: tuple[int, int]
+    coarse: Tensor
+    factor: int
+    fine: tuple[tuple[Projection, Tensor], ...]
     step: int
     samples: Tensor
     sums: Sums
 
     @classmethod
-    def of(cls, cells: Tensor) -> FrameFeatures:
-        """Of (h, w, C) cells that are all known and summed."""
-        return cls(cells, _everything(*cells.shape[:2]), 1, cells, Sums.over(cells.flatten(0, 1)))
+    def of(cls, components: Tensor) -> FrameFeatures:
+        """Of (h, w, D) components that are known already; all cells are summed."""
+        cells = F.pad(components, (0, 1), value=1.0)
+        height, width = cells.shape[:2]
+        sums = Sums.over(cells.flatten(0, 1))
+        return cls((height, width), components, 1, (), 1, cells, sums)
 
-    def looks(self, where: Tensor) -> Tensor:
-        """What some cells are compared by, their first components: (n, D) float32 of unit length.
+    def at(self, cells: Tensor) -> Tensor:
+        """(n,) indices of cells, row after row -> (n, C) float32."""
+        return F.pad(self._components(cells, None), (0, 1), value=1.0)
 
-        Args:
-            where: (h, w) bool, or (n,) indices into all cells, row after row.
+    def looks(self, cells: Tensor) -> Tensor:
+        """(n,) indices of cells -> (n, D') float32 of unit length, what they are compared by."""
+        return F.normalize(self._components(cells, _LOOKS), dim=1)
+
+    def scores(self, cells: Tensor, weights: Tensor) -> Tensor:
+        """(n,) indices of cells -> (n,) float32, their features weighted by (C,).
+
+        The same as ``at(cells) @ weights``, without making any of them.
         """
-        return looks_of(self.cells.flatten(0, 1)[where.flatten()])
+        along = (self.coarse @ weights[:-1])[..., None]
+        score = _enlarged(along, self.factor, self.size_hw).flatten()[cells] + weights[-1]
+        rows, columns = self._rows_and_columns(cells)
+        for projection, m in self.fine:
+            score += projection.scores(m[rows, columns], weights[:-1])
+        return score
 
     def sampled(self, where: Tensor) -> Tensor:
         """(n, C) samples that are in a (h, w) bool region."""
@@ -125,11 +172,21 @@ class FrameFeatures:
 
     def sum_sampled(self, cells: Tensor) -> Sums:
         """The share of the frame's sums that some (n, C) samples have."""
-        return Sums.over(cells, _weight(self.cells.shape[:2], self.step))
+        return Sums.over(cells, _weight(self.size_hw, self.step))
+
+    def _components(self, cells: Tensor, first: int | None) -> Tensor:
+        rows, columns = self._rows_and_columns(cells)
+        total = _enlarged_at(self.coarse[..., :first], self.factor, rows, columns)
+        for projection, m in self.fine:
+            total += projection.components(m[rows, columns], first)
+        return total
+
+    def _rows_and_columns(self, cells: Tensor) -> tuple[Tensor, Tensor]:
+        return cells // self.size_hw[1], cells % self.size_hw[1]
 
 
 def looks_of(cells: Tensor) -> Tensor:
-    """(n, C) features -> (n, D) float32 of unit length, their first components."""
+    """(n, C) features -> (n, D') float32 of unit length, what they are compared by."""
     return F.normalize(cells[:, : min(_LOOKS, cells.shape[1] - 1)], dim=1)
 
 
@@ -139,53 +196,35 @@ class FeatureSpace:
 
     Attributes:
         stride: Input pixels per cell of the feature grid.
-        means: One (C_i,) float32 per map.
-        deviations: One (C_i,) float32 per map, > 0.
-        axes: One (D, C_i) float32 per map; stacked along C_i they are the principal axes of the
-            cells, the one with the largest variance first.
+        projections: One per map; their axes, side by side, are the principal axes of the cells, the
+            one with the largest variance first.
     """
 
     stride: int
-    means: tuple[Tensor, ...]
-    deviations: tuple[Tensor, ...]
-    axes: tuple[Tensor, ...]
+    projections: tuple[Projection, ...]
 
     @classmethod
     def fit(cls, embedding: Embedding, stride: int, components: int = 256) -> FeatureSpace:
         """Statistics over the cells of the reference frame, and so many axes or all there are."""
-        place = _everything(*grid_size(embedding, stride))
+        size_hw = grid_size(embedding, stride)
         means, deviations, cells = [], [], []
         for m, coarser in _maps(embedding, stride):
             means.append(m.mean(dim=(0, 1)))
             deviations.append(m.flatten(0, 1).std(dim=0).clamp_min(1e-6))
             unit = F.normalize((m - means[-1]) / deviations[-1], dim=2)
-            cells.append(_enlarged(unit, coarser // stride, place))
+            cells.append(_enlarged(unit, coarser // stride, size_hw))
         flat = torch.cat(cells, dim=2).flatten(0, 1)
         axes = torch.linalg.eigh(flat.T @ flat)[1].flip(1)[:, :components].T
-        lengths = [len(mean) for mean in means]
-        return cls(stride, tuple(means), tuple(deviations), axes.split(lengths, dim=1))
+        parts = axes.split([len(mean) for mean in means], dim=1)
+        return cls(stride, tuple(map(Projection, means, deviations, parts)))
 
-    def features(self, embedding: Embedding, known: Place | None = None) -> FrameFeatures:
-        """What is learnt from or scored in one frame, on the grid of ``grid_size``.
-
-        Args:
-            embedding: Of the frame.
-            known: Rows and columns in which single cells are needed; None = everywhere.
-        """
-        size_hw = grid_size(embedding, self.stride)
-        known = known or _everything(*size_hw)
-        fine, coarse, factor = self._components(embedding)
-        # Not initialised: memory that nothing is written to costs nothing.
-        cells = coarse.new_empty(*size_hw, coarse.shape[2] + 1)
-        inside = cells[known]
-        inside[..., :-1] = _enlarged(coarse, factor, known)
-        inside[..., -1] = 1.0
-        for i, m in fine:
-            inside[..., :-1] += self._projected(i, m[known])
-        step = self._step(embedding)
-        samples = self._samples(fine, coarse, factor, step)
+    def features(self, embedding: Embedding) -> FrameFeatures:
+        """What is learnt from or scored in one frame, on the grid of ``grid_size``."""
+        size_hw, step = grid_size(embedding, self.stride), self._step(embedding)
+        fine, coarse, factor = self._parts(embedding)
+        samples = _samples(fine, coarse, factor, step)
         sums = Sums.over(samples.flatten(0, 1), _weight(size_hw, step))
-        return FrameFeatures(cells, known, step, samples, sums)
+        return FrameFeatures(size_hw, coarse, factor, fine, step, samples, sums)
 
     def sums(self, embedding: Embedding, where: Tensor) -> Sums:
         """Over a part of a frame.
@@ -195,52 +234,38 @@ class FeatureSpace:
             where: (h, w) bool over the embedding's own cells that show anything.
         """
         step = self._step(embedding)
-        samples = self._samples(*self._components(embedding), step)
+        samples = _samples(*self._parts(embedding), step)
         return Sums.over(samples[where], step**2)
 
     def _step(self, embedding: Embedding) -> int:
         """Cells of the feature grid, across, of which one is summed: one per embedded cell."""
         return embedding.input_size // max(embedding.neck.shape[2:]) // self.stride
 
-    def _components(self, embedding: Embedding) -> tuple[list[tuple[int, Tensor]], Tensor, int]:
-        """Components of all cells, but for the last step to the feature grid.
-
-        Returns:
-            Number and (h, w, C_i) of the maps that are as fine as that grid, not projected yet; the
-            (h', w', D) sum of all others; and the factor by which this one is coarser.
-        """
-        maps = _maps(embedding, self.stride)
+    def _parts(self, embedding: Embedding) -> tuple[_Fine, Tensor, int]:
+        """``fine``, ``coarse`` and ``factor`` of ``FrameFeatures``."""
+        maps = [*zip(self.projections, _maps(embedding, self.stride), strict=True)]
         # Projected and summed before they are enlarged, which is the same and less work; and from
         # the coarsest map to the finest, each enlarged by no more than to the next.
         total, stride = None, 0
-        for finer in sorted({s for _, s in maps if s > self.stride}, reverse=True):
-            parts = [self._projected(i, m) for i, (m, s) in enumerate(maps) if s == finer]
+        for finer in sorted({s for _, (_, s) in maps if s > self.stride}, reverse=True):
+            parts = [projection.components(m) for projection, (m, s) in maps if s == finer]
             if total is not None:
-                place = _everything(*grid_size(embedding, finer))
-                parts.append(_enlarged(total, stride // finer, place))
+                parts.append(_enlarged(total, stride // finer, grid_size(embedding, finer)))
             total, stride = sum(parts[1:], start=parts[0]), finer
         assert total is not None  # the neck is coarser than any feature grid
-        fine = [(i, m) for i, (m, s) in enumerate(maps) if s == self.stride]
+        fine = tuple((projection, m) for projection, (m, s) in maps if s == self.stride)
         return fine, total, stride // self.stride
 
-    def _projected(self, i: int, m: Tensor) -> Tensor:
-        """Map i or a part of it: (h, w, C_i) -> its (h, w, D) share of the components."""
-        unit = (m - self.means[i]).div_(self.deviations[i])
-        length = torch.linalg.vector_norm(unit, dim=2, keepdim=True).clamp_min(1e-12)
-        return (unit @ self.axes[i].T).div_(length)
 
-    def _samples(
-        self, fine: list[tuple[int, Tensor]], coarse: Tensor, factor: int, step: int
-    ) -> Tensor:
-        """(h', w', C), one of every ``step`` rows and columns, of what ``_components`` returns."""
-        samples = _enlarged_every(coarse, factor, step)
-        for i, m in fine:
-            samples += self._projected(i, m[::step, ::step])
-        return F.pad(samples, (0, 1), value=1.0)
+_Fine = tuple[tuple[Projection, Tensor], ...]
 
 
-def _everything(height: int, width: int) -> Place:
-    return slice(0, height), slice(0, width)
+def _samples(fine: _Fine, coarse: Tensor, factor: int, step: int) -> Tensor:
+    """(h'', w'', C), one of every ``step`` rows and columns, of the parts of ``FrameFeatures``."""
+    samples = _enlarged_every(coarse, factor, step)
+    for projection, m in fine:
+        samples += projection.components(m[::step, ::step])
+    return F.pad(samples, (0, 1), value=1.0)
 
 
 def _weight(size_hw: Sequence[int], step: int) -> float:
@@ -249,18 +274,28 @@ def _weight(size_hw: Sequence[int], step: int) -> float:
     return height * width / (-(-height // step) * -(-width // step))
 
 
-def _enlarged(m: Tensor, factor: int, place: Place) -> Tensor:
-    """Some rows and columns of a (h, w, C) map that is enlarged bilinearly: (rows, columns, C)."""
+def _enlarged(m: Tensor, factor: int, size_hw: tuple[int, int]) -> Tensor:
+    """(h, w, C) -> (H, W, C), enlarged bilinearly; what is beyond that size is left out."""
     if factor == 1:
-        return m[place]
-    seen, kept = [], []
-    for length, wanted in zip(m.shape[:2], place, strict=True):
-        first = max(0, wanted.start // factor - 1)
-        seen.append(slice(first, min(length, -(-wanted.stop // factor) + 1)))
-        kept.append(slice(wanted.start - first * factor, wanted.stop - first * factor))
-    planes = m[tuple(seen)].permute(2, 0, 1)[None]
+        return m
+    planes = m.permute(2, 0, 1)[None]
     large = F.interpolate(planes, scale_factor=factor, mode="bilinear", align_corners=False)
-    return large[0].permute(1, 2, 0)[tuple(kept)]
+    return large[0].permute(1, 2, 0)[: size_hw[0], : size_hw[1]]
+
+
+def _enlarged_at(m: Tensor, factor: int, rows: Tensor, columns: Tensor) -> Tensor:
+    """Single cells of an enlarged (h, w, C) map: (n, C)."""
+    if factor == 1:
+        return m[rows, columns]
+    sides = []
+    for place, length in ((rows, m.shape[0]), (columns, m.shape[1])):
+        middle = ((place + 0.5) / factor - 0.5).clamp(0, length - 1)
+        first = middle.long()
+        sides.append((first, (first + 1).clamp_max(length - 1), (middle - first)[:, None]))
+    (top, bottom, down), (left, right, across) = sides
+    upper = torch.lerp(m[top, left], m[top, right], across)
+    lower = torch.lerp(m[bottom, left], m[bottom, right], across)
+    return torch.lerp(upper, lower, down)
 
 
 def _enlarged_every(m: Tensor, factor: int, step: int) -> Tensor:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 from persam_video.sam.decoder import to_square
-from persam_video.tracking.features import Place, grid_slices
+from persam_video.tracking.features import grid_slices
 from persam_video.types import Embedding
 
 
@@ -49,34 +47,18 @@ def cells_of(length: float, embedding: Embedding, stride: int) -> int:
     return max(1, round(length * embedding.input_size / (128 * stride)))
 
 
+def cells_in(place: Tensor) -> Tensor:
+    """(h, w) bool -> (n,) indices of the cells in it, row after row."""
+    return place.flatten().nonzero()[:, 0]
+
+
 def region_around(mask: Tensor, padding: int) -> Tensor:
     """(h, w) share of each cell -> bool cells of the mask's box grown by ``padding`` cells."""
     inside = mask > 0.5
     if not inside.any():
         inside = mask >= mask.max()
     region = torch.zeros_like(inside)
-    region[grown(bounds_of(inside), padding, mask.shape)] = True
+    rows, columns = (torch.nonzero(inside.any(dim=dim)).flatten() for dim in (1, 0))
+    top, left = max(0, int(rows[0]) - padding), max(0, int(columns[0]) - padding)
+    region[top : int(rows[-1]) + padding + 1, left : int(columns[-1]) + padding + 1] = True
     return region
-
-
-def bounds_of(mask: Tensor) -> Place:
-    """Rows and columns from the first to the last that a (h, w) bool mask, not empty, is in."""
-    rows, columns = (torch.nonzero(mask.any(dim=dim)).flatten() for dim in (1, 0))
-    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
-
-
-def grown(place: Place, cells: int, size_hw: Sequence[int]) -> Place:
-    """A place and so many cells around it, inside a grid of that size."""
-    rows, columns = (
-        slice(max(0, part.start - cells), min(length, part.stop + cells))
-        for part, length in zip(place, size_hw, strict=True)
-    )
-    return rows, columns
-
-
-def joined(a: Place, b: Place) -> Place:
-    """The smallest place that two are in."""
-    rows, columns = (
-        slice(min(x.start, y.start), max(x.stop, y.stop)) for x, y in zip(a, b, strict=True)
-    )
-    return rows, columns

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 from persam_video.tracking.features import FrameFeatures, Sums
+from persam_video.tracking.grid import cells_in
 
 _TOUCHED = 0.05
 """Share of a cell from which on some of the object is in it."""
@@ -17,7 +18,7 @@ _NEAR = 1.5
 _EVERY = 4
 """Of the cells farther off, and of those of other objects there, every fourth is learnt and counts
 for four: neighbours are much alike."""
-_MOST_CELLS = 2048
+_MOST_CELLS = 1024
 """Most cells learnt of each of these kinds; of more so many, evenly spread."""
 
 
@@ -81,9 +82,9 @@ class Lesson:
         others, other_counts = frame.samples.new_empty(0, frame.samples.shape[2]), counts[:0]
         sums, weight = None, 0.0
         if rivals is not None and rivals.any():
-            sums, weight = rival_sums or Sums.over(frame.cells[rivals]), _OTHERS
+            sums, weight = rival_sums or Sums.over(frame.at(cells_in(rivals))), _OTHERS
             away, other_counts = _spread(rivals & ~region, _EVERY)
-            others = frame.cells.flatten(0, 1)[away]
+            others = frame.at(away)
         if alike is not None and len(alike):
             alike_sums = frame.sum_sampled(alike)
             sums = alike_sums if sums is None else sums + alike_sums
@@ -97,7 +98,7 @@ class Lesson:
 
 def _spread(place: Tensor, every: int) -> tuple[Tensor, Tensor]:
     """Some of the cells of a (h, w) bool place: (M,) indices, and for how many each counts."""
-    cells = place.flatten().nonzero()[:, 0]
+    cells = cells_in(place)
     kept = min(-(-len(cells) // every), _MOST_CELLS)
     # Not a fixed step: in a grid of rows it can miss a thin object altogether.
     some = cells[torch.arange(kept, device=cells.device) * len(cells) // max(1, kept)]

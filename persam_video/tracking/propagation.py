@@ -22,10 +22,8 @@ from persam_video.tracking.aggregation import moved_objects
 from persam_video.tracking.cell_scores import cell_scores
 from persam_video.tracking.features import FeatureSpace, FrameFeatures, Sums, grid_stride
 from persam_video.tracking.grid import (
-    bounds_of,
+    cells_in,
     cells_of,
-    grown,
-    joined,
     on_grid,
     on_square,
     over_square,
@@ -43,9 +41,6 @@ _ALIKE = 0.5
 
 _NEARLY = -0.5
 """Score of the target model from which on a cell away from the object looks like it."""
-
-_AHEAD = 3
-"""128ths of the input's side around the search regions in which features are computed too."""
 
 _GAP = 2
 """128ths of the input's side by which parts of one place are grown, so that those nearer than twice
@@ -113,27 +108,14 @@ class PropagationMethod:
             self._space = FeatureSpace.fit(embedding, stride, self._config.components)
         return self._space
 
-    def _features(self, embedding: Embedding, where: Tensor) -> FrameFeatures:
-        """The frame's features, computed once unless more cells are needed than before.
-
-        Args:
-            embedding: Of the frame.
-            where: (h, w) bool, cells that are needed.
-        """
-        needed = bounds_of(where)
-        if self._frame is not None and self._frame[0] is embedding:
-            known = self._frame[1].known
-            if joined(known, needed) == known:
-                return self._frame[1]
-            needed = joined(known, needed)
-        space = self._space_of(embedding)
-        # What is learnt is around the new mask, which is where the old one was, more or less.
-        needed = grown(needed, cells_of(_AHEAD, embedding, space.stride), where.shape)
-        features = space.features(embedding, needed)
-        if embedding.window is not None and self._far_off is not None:
-            features = replace(features, sums=features.sums + self._far_off)
-        self._frame = embedding, features
-        return features
+    def _features(self, embedding: Embedding) -> FrameFeatures:
+        """The frame's features, computed once."""
+        if self._frame is None or self._frame[0] is not embedding:
+            features = self._space_of(embedding).features(embedding)
+            if embedding.window is not None and self._far_off is not None:
+                features = replace(features, sums=features.sums + self._far_off)
+            self._frame = embedding, features
+        return self._frame[1]
 
     def segment(
         self, objects: list[TrackedObject], embedding: Embedding, change: Tensor | None = None
@@ -166,8 +148,7 @@ class PropagationMethod:
         moved = self._moved(objects, embedding, change)
         stride = grid_stride(self._config, embedding)
         near = on_grid(moved, embedding, stride)
-        regions = torch.stack([self._search_region(obj, embedding) for obj in objects])
-        self._features(embedding, regions.any(dim=0))  # of all at once
+        regions = [self._search_region(obj, embedding) for obj in objects]
         priors = [
             self._prior(obj, embedding, region, m)
             for obj, region, m in zip(objects, regions, near, strict=True)
@@ -206,7 +187,7 @@ class PropagationMethod:
             moved: (h, w) logits of ``_moved`` on the feature grid.
         """
         assert obj.model is not None
-        config, frame = self._config, self._features(embedding, region)
+        config, frame = self._config, self._features(embedding)
         # In a whole frame single cells find their like: a lost object is searched by the model.
         memory = obj.memory if obj.frames_lost == 0 else None
         score = cell_scores(frame, region, obj.model, memory, config)
@@ -245,7 +226,7 @@ class PropagationMethod:
         evidence = torch.zeros_like(prior)
         evidence[inside] = prior[inside]
         if self._config.memory_share:
-            evidence[inside] *= (1 + obj.memory.score(frame.looks(inside))) / 2
+            evidence[inside] *= (1 + obj.memory.score(frame.looks(cells_in(inside)))) / 2
         sums = ndimage.sum_labels(evidence.cpu().numpy(), places, np.arange(1, count + 1))
         kept = torch.from_numpy(places == int(sums.argmax()) + 1).to(prior.device)
         return torch.where(kept, prior, -self._config.logit_limit)
@@ -274,11 +255,11 @@ class PropagationMethod:
         seen = torch.tensor([o.frames_lost == 0 for o in objects], device=masks.device)
         taken = (masks > 0.5) & seen[:, None, None]
         regions = torch.stack([self._around(mask, embedding) for mask in masks])
-        frame = self._features(embedding, regions[seen].any(dim=0))
+        frame = self._features(embedding)
         if len(objects) == 1:
             alike = self._alike(objects[0], regions[0], frame)
             return frame, [Lesson.around(masks[0], regions[0], frame, alike=alike)]
-        sums = [Sums.over(frame.cells[place]) for place in taken]
+        sums = [Sums.over(frame.at(cells_in(place))) for place in taken]
         everybody, together = taken.any(dim=0), sum(sums[1:], start=sums[0])
         lessons = []
         for obj, mask, region, own, own_sums in zip(

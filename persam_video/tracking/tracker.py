@@ -80,7 +80,8 @@ class Tracker:
 
     Args:
         encoder: Anything with ``encode(image_rgb) -> Embedding``. What SAM's decoder decides alone
-            (clicks, boxes, PerSAM) is encoded by its ``with_padding()``, if it has that.
+            is encoded by its ``with_padding()`` (PerSAM) and ``for_prompts()`` (clicks, boxes), if
+            it has these.
         decoder: SAM's decoder for that encoder's embeddings.
         personalize: Settings of PerSAM's parts.
         track: Settings of the method through time.
@@ -95,8 +96,10 @@ class Tracker:
     ) -> None:
         self.encoder = encoder
         # Where SAM's decoder decides alone it gets what it was trained on: padded squares.
-        padded = encoder.with_padding() if isinstance(encoder, PaddingEncoder) else encoder
-        self._sam_encoder: Encoder = padded
+        self._sam_encoder, self._prompt_encoder = encoder, encoder
+        if isinstance(encoder, PaddingEncoder):
+            self._sam_encoder = encoder.with_padding()
+            self._prompt_encoder = encoder.for_prompts()
         self._decoder = decoder
         self._personalize = personalize or PersonalizeConfig()
         self._track = track or TrackConfig()
@@ -362,7 +365,7 @@ class Tracker:
         Raises:
             PromptError: A point or box lies outside, or SAM finds no mask for an object.
         """
-        embedding = self._sam_encoder.encode(image_rgb)
+        embedding = self._prompt_encoder.encode(image_rgb)
         return masks_from_prompts(self._decoder, embedding, prompts)
 
     def _make_method(self) -> Method:
