@@ -227,7 +227,7 @@ def test_appearance_memory_large_region_is_thinned_to_a_fixed_size() -> None:
     frame = frame_of(looks)
     memory.fit(frame, Lesson.around(mask, torch.ones((100, 90), dtype=torch.bool), frame))
     assert memory._reference is not None
-    assert memory._reference[0].shape == (1024, 4)
+    assert memory._reference[0].shape == (1024, 5)
     score = memory.score(looks.flatten(0, 1))
     assert ((score > 0) == (mask.flatten() > 0)).float().mean() > 0.9
 

@@ -101,7 +101,8 @@ class SamDecoder:
             self._sized[grid] = prompt_encoder, prompt_encoder.get_dense_pe()
             first, self._norm, _, second, _ = mask_decoder.output_upscaling
             self._upscaling = _as_product(first), _as_product(second)
-        self._dtype = mask_decoder.iou_token.weight.dtype
+        self.dtype = mask_decoder.iou_token.weight.dtype
+        """Number format that it runs in."""
 
     @property
     def device(self) -> torch.device:
@@ -139,15 +140,15 @@ class SamDecoder:
         sparse, dense = _prompt_tokens(prompt_encoder, prompts, where)
         decoder = self.mask_decoder
         own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-        tokens = torch.cat([own.expand(len(sparse), -1, -1), sparse.to(self._dtype)], dim=1)
+        tokens = torch.cat([own.expand(len(sparse), -1, -1), sparse.to(self.dtype)], dim=1)
         # Cells one after the other, their channels side by side: every step is a matrix product.
         image = self._by_cells(_cut(embedding.neck, where) + dense)
         image_pe = self._by_cells(_cut(grid_pe, where))
         prior = guidance.attention_prior
         if prior is not None:
-            prior = _cut(prior.view(-1, 1, *grid), where).flatten(1).to(self._dtype)
+            prior = _cut(prior.view(-1, 1, *grid), where).flatten(1).to(self.dtype)
         target = guidance.target_embedding
-        target = None if target is None else target.to(self._dtype)
+        target = None if target is None else target.to(self.dtype)
         hidden, image = self._transform(tokens, image, image_pe, Guidance(prior, target))
         kernels = [mlp(hidden[:, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)]
         logits = self._masks(image, torch.stack(kernels, dim=1), dense.shape[2:]).float()
@@ -189,7 +190,7 @@ class SamDecoder:
 
     def _by_cells(self, maps: Tensor) -> Tensor:
         """(N, C, h, w) -> (N, h * w, C) in the number format of the decoder."""
-        return maps.permute(0, 2, 3, 1).to(self._dtype).contiguous().flatten(1, 2)
+        return maps.permute(0, 2, 3, 1).to(self.dtype).contiguous().flatten(1, 2)
 
     def _transform(
         self, tokens: Tensor, image: Tensor, image_pe: Tensor, guidance: Guidance

@@ -17,16 +17,22 @@ from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 from persam_video.tracking.features import FrameFeatures, looks_of
 from persam_video.tracking.lesson import Lesson
 
-_TEMPERATURE = 0.03
-"""Cosine by which a remembered cell is more similar to weigh e times as much."""
+_SHARPNESS = 32.0
+"""One over the cosine by which a remembered cell is more similar to weigh e times as much; a power
+of two, so that it is itself in bfloat16, too."""
 _CHUNK = 192
 """Cells asked about at once, so that what they are compared with stays in the processor's cache."""
 
 
 class AppearanceMemory:
-    """Labelled cells of the reference frame and of the latest frame of one object."""
+    """Labelled cells of the reference frame and of the latest frame of one object.
 
-    def __init__(self) -> None:
+    Args:
+        dtype: Number format that cells are compared in.
+    """
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        self._dtype = dtype
         self._reference: tuple[Tensor, Tensor] | None = None
         self._latest: tuple[Tensor, Tensor] | None = None
 
@@ -37,11 +43,11 @@ class AppearanceMemory:
             frame: Features of the frame.
             lesson: Which of its cells.
         """
-        self._reference, self._latest = _entry(frame, lesson), None
+        self._reference, self._latest = self._entry(frame, lesson), None
 
     def update(self, frame: FrameFeatures, lesson: Lesson) -> None:
         """Remember another frame in the place of the latest one; arguments as for ``fit``."""
-        self._latest = _entry(frame, lesson)
+        self._latest = self._entry(frame, lesson)
 
     def score(self, looks: Tensor) -> Tensor:
         """The label of each cell by its most similar remembered cells.
@@ -55,24 +61,25 @@ class AppearanceMemory:
         entries = [e for e in (self._reference, self._latest) if e is not None]
         cells = torch.cat([e[0] for e in entries]).T
         counts = torch.cat([e[1] for e in entries], dim=1)
-        buffer = looks.new_empty(min(_CHUNK, len(looks)), cells.shape[1])
+        asked = F.pad(_SHARPNESS * looks, (0, 1), value=-_SHARPNESS).to(self._dtype)
+        buffer = asked.new_empty(min(_CHUNK, len(asked)), cells.shape[1])
         scores = []
-        for chunk in torch.split(looks / _TEMPERATURE, _CHUNK):
+        for chunk in torch.split(asked, _CHUNK):
+            # With the column of ones: sharpness x (cosine - 1), so the exponential is at most 1.
             weights = torch.mm(chunk, cells, out=buffer[: len(chunk)])
-            # Cosines reach 1 and no more, so the exponential cannot overflow; the best is > e^-67.
-            of_object, of_all = F.linear(weights.sub_(1 / _TEMPERATURE).exp_(), counts).unbind(1)
+            of_object, of_all = F.linear(weights.exp_(), counts).float().unbind(1)
             scores.append(2 * of_object / of_all - 1)
         return torch.cat(scores)
 
+    def _entry(self, frame: FrameFeatures, lesson: Lesson) -> tuple[Tensor, Tensor]:
+        """What is remembered of a frame.
 
-def _entry(frame: FrameFeatures, lesson: Lesson) -> tuple[Tensor, Tensor]:
-    """What is remembered of a frame.
-
-    Returns:
-        (M, D) looks of cells, and (2, M) for how many cells of the object, and of anything, each of
-        them counts.
-    """
-    looks = torch.cat([frame.looks(lesson.cells), looks_of(lesson.others)])
-    counts = torch.cat([lesson.counts, lesson.other_counts])
-    shares = F.pad(lesson.mask.flatten()[lesson.cells], (0, len(lesson.others)))
-    return looks, torch.stack([shares * counts, counts])
+        Returns:
+            (M, D + 1) looks of cells and a column of ones, and (2, M) for how many cells of the
+            object, and of anything, each of them counts.
+        """
+        looks = torch.cat([frame.looks(lesson.cells), looks_of(lesson.others)])
+        counts = torch.cat([lesson.counts, lesson.other_counts])
+        shares = F.pad(lesson.mask.flatten()[lesson.cells], (0, len(lesson.others)))
+        ones = F.pad(looks, (0, 1), value=1.0)
+        return ones.to(self._dtype), torch.stack([shares * counts, counts]).to(self._dtype)

@@ -159,7 +159,7 @@ class CloseUp:
         self._side = 0.0
         self._space: FeatureSpace | None = None
         self._model: TargetModel | None = None
-        self._memory = AppearanceMemory()
+        self._memory = AppearanceMemory(decoder.dtype)
         self._view: tuple[Window, Embedding, FrameFeatures] | None = None
 
     def look(self, image_rgb: UInt8Array, logits: Tensor) -> bool:

@@ -18,9 +18,8 @@ _NEAR = 1.5
 _EVERY = 4
 """Of the cells farther off, and of those of other objects there, every fourth is learnt and counts
 for four: neighbours are much alike."""
-_MOST_CELLS = 1024
-"""Most cells learnt of each of these kinds; of more so many, evenly spread."""
-
+_MOST_NEAR, _MOST_FAR = 1024, 2048
+"""Most cells learnt of these two kinds; of more so many, evenly spread."""
 
 _OTHERS = 1 / 3
 """Most weight of others in that of the background."""
@@ -77,13 +76,13 @@ class Lesson:
         touched = (mask > _TOUCHED).float()[None, None]
         reach = round(_NEAR * frame.step)
         near = F.max_pool2d(touched, 2 * reach + 1, stride=1, padding=reach)[0, 0] > 0
-        kinds = _spread(region & near, 1), _spread(region & ~near, _EVERY)
+        kinds = _spread(region & near, 1, _MOST_NEAR), _spread(region & ~near, _EVERY, _MOST_FAR)
         cells, counts = (torch.cat(parts) for parts in zip(*kinds, strict=True))
         others, other_counts = frame.samples.new_empty(0, frame.samples.shape[2]), counts[:0]
         sums, weight = None, 0.0
         if rivals is not None and rivals.any():
             sums, weight = rival_sums or Sums.over(frame.at(cells_in(rivals))), _OTHERS
-            away, other_counts = _spread(rivals & ~region, _EVERY)
+            away, other_counts = _spread(rivals & ~region, _EVERY, _MOST_FAR)
             others = frame.at(away)
         if alike is not None and len(alike):
             alike_sums = frame.sum_sampled(alike)
@@ -96,10 +95,10 @@ class Lesson:
         return cls(mask, region, cells, counts, others, other_counts, sums, weight)
 
 
-def _spread(place: Tensor, every: int) -> tuple[Tensor, Tensor]:
+def _spread(place: Tensor, every: int, most: int) -> tuple[Tensor, Tensor]:
     """Some of the cells of a (h, w) bool place: (M,) indices, and for how many each counts."""
     cells = cells_in(place)
-    kept = min(-(-len(cells) // every), _MOST_CELLS)
+    kept = min(-(-len(cells) // every), most)
     # Not a fixed step: in a grid of rows it can miss a thin object altogether.
     some = cells[torch.arange(kept, device=cells.device) * len(cells) // max(1, kept)]
     return some, torch.full((kept,), len(cells) / max(1, kept), device=place.device)

@@ -19,6 +19,7 @@ from torch import Tensor
 from persam_video.config import PersonalizeConfig, TrackConfig
 from persam_video.sam.decoder import SamDecoder, cells_of_picture, window_seen
 from persam_video.tracking.aggregation import moved_objects
+from persam_video.tracking.appearance_memory import AppearanceMemory
 from persam_video.tracking.cell_scores import cell_scores
 from persam_video.tracking.features import FeatureSpace, FrameFeatures, Sums, grid_stride
 from persam_video.tracking.grid import (
@@ -99,6 +100,7 @@ class PropagationMethod:
         """Take the frame as the object's reference."""
         obj.model = TargetModel(self._config)
         obj.model.fit(frame, lesson)
+        obj.memory = AppearanceMemory(self._decoder.dtype)
         obj.memory.fit(frame, lesson)
 
     def _space_of(self, embedding: Embedding) -> FeatureSpace:
