@@ -1,6 +1,6 @@
 """Decode, encode, track and write as overlapping stages; the only module with threads.
 
-    source ─reader thread▶ queue ─encoder thread▶ queue ─▶ tracker ─▶ queue ─writer thread▶ sinks
+    source ─reader thread▶ queue ─encoder threads▶ queue ─▶ tracker ─▶ queue ─writer thread▶ sinks
 
 The tracker runs on the caller's thread. Queues are short, so memory does not grow with the clip.
 """
@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -21,6 +22,7 @@ import numpy as np
 
 from persam_video.errors import PersamError, PromptError
 from persam_video.references.masks import check_mask_size
+from persam_video.sam.machine import sharing_threads
 from persam_video.sinks import MultiSink, Sink
 from persam_video.types import (
     Box,
@@ -41,8 +43,6 @@ T = TypeVar("T")
 PREFETCH = 4
 """Frames that are decoded ahead of the encoder."""
 
-ENCODE_AHEAD = 1
-"""Frames that are encoded ahead of the tracker, each some 30 MB; no more than one is planned."""
 
 WRITE_BEHIND = 4
 """Results that may wait for the sinks before the tracker is held up."""
@@ -93,7 +93,7 @@ def track(
     The tracker forgets what it followed before. A reference without a picture of its own belongs
     to the first frame; with one, the objects are searched in every frame, the first one included.
     Between two frames the caller may use ``tracker.add``, ``remove`` and ``correct``. Closing the
-    generator early ends its two threads; closing the source is for the caller.
+    generator early ends its threads; closing the source is for the caller.
 
     Args:
         source: Frames in order, one pass.
@@ -119,18 +119,20 @@ def track(
         labels = None
         if photo is None:
             labels = reference_labels(tracker, reference, first.image_rgb)
-        # What is encoded of a frame depends on where the objects were two frames before.
-        boxes = _Channel[Box](3)
+        # What is encoded of a frame depends on where the objects were three frames before.
+        boxes = _Channel[Box](4)
         for box in tracker.planned if labels is None else [tracker.box_around(labels)]:
             boxes.put(box)
-        embeddings = _encoded(chain((first,), frames), boxes, tracker)
-        with closing(_ahead(embeddings, ENCODE_AHEAD, "persam-encoder")) as encoded:
+        at_once = tracker.encode_at_once
+        embeddings = _encoded(chain((first,), frames), boxes, tracker, at_once)
+        with closing(_ahead(embeddings, at_once, "persam-planner")) as encoded:
             try:
-                for frame, embedding in encoded:
+                for frame, waiting in encoded:
+                    embedding = waiting.result()
                     with _telling(frame, "tracking"):
                         if labels is None:
                             result = tracker.step(frame, embedding)
-                            boxes.put(tracker.planned[1])
+                            boxes.put(tracker.planned[-1])
                         else:
                             result = tracker.start(frame, labels, embedding)
                             for box in tracker.planned:
@@ -142,13 +144,24 @@ def track(
 
 
 def _encoded(
-    frames: Iterable[Frame], boxes: Iterable[Box], tracker: Tracker
-) -> Generator[tuple[Frame, Embedding], None, None]:
-    """Each frame with its embedding, of as much of it as is needed."""
-    for frame, box_xyxy in zip(frames, boxes, strict=False):
+    frames: Iterable[Frame], boxes: Iterable[Box], tracker: Tracker, at_once: int
+) -> Generator[tuple[Frame, Future[Embedding]], None, None]:
+    """Each frame with its embedding to come, of as much of it as is needed."""
+
+    def encode(frame: Frame, box_xyxy: Box) -> Embedding:
         with _telling(frame, "encoding"):
-            embedding = tracker.encode(frame.image_rgb, box_xyxy)
-        yield frame, embedding
+            return tracker.encode(frame.image_rgb, box_xyxy)
+
+    with sharing_threads(at_once) as begin:
+        pool = ThreadPoolExecutor(at_once, "persam-encoder", initializer=begin)
+        try:
+            for frame, box_xyxy in zip(frames, boxes, strict=False):
+                yield frame, pool.submit(encode, frame, box_xyxy)
+        except GeneratorExit:  # nobody waits for what has not begun
+            pool.shutdown(cancel_futures=True)
+            raise
+        finally:
+            pool.shutdown()
 
 
 @contextmanager

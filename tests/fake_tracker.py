@@ -36,6 +36,8 @@ class FakeTracker:
         on_step: Called with the frame at the beginning of every ``step``; may raise.
     """
 
+    encode_at_once = 1
+
     def __init__(self, on_step: Callable[[Frame], None] | None = None) -> None:
         self.encoder = FakeEncoder()
         self.calls: list[tuple[str, int | None]] = []
@@ -50,8 +52,8 @@ class FakeTracker:
         return self.encoder.encode(image_rgb)
 
     @property
-    def planned(self) -> tuple[Box, Box]:
-        return None, None
+    def planned(self) -> tuple[Box, ...]:
+        return None, None, None
 
     def box_around(self, labels: UInt8Array) -> Box:
         return None

@@ -15,7 +15,6 @@ from fake_tracker import FakeTracker
 
 from persam_video.errors import PersamError, PromptError, SinkError, SourceError
 from persam_video.pipeline import (
-    ENCODE_AHEAD,
     WRITE_BEHIND,
     prefetched,
     reference_labels,
@@ -215,8 +214,10 @@ def test_track_result_is_computed_only_when_asked_for() -> None:
     pairs.close()
 
 
-def test_track_encodes_on_a_thread_of_its_own_no_more_than_it_may_ahead() -> None:
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_track_encodes_on_threads_of_its_own_no_more_than_it_may_ahead(at_once: int) -> None:
     tracker, threads, given = FakeTracker(), set(), []
+    tracker.encode_at_once = at_once
     encode, step = tracker.encode, tracker.step
 
     def encoding(image_rgb: UInt8Array, box_xyxy: Box) -> SimpleNamespace:
@@ -230,11 +231,11 @@ def test_track_encodes_on_a_thread_of_its_own_no_more_than_it_may_ahead() -> Non
     tracker.encode, tracker.step = encoding, stepping  # type: ignore[method-assign]
     pairs = track(frames_until(40), tracker, REFERENCE)
     next(pairs), next(pairs)
-    most = 2 + ENCODE_AHEAD  # taken, and waiting
+    most = 2 + at_once  # taken, and waiting
     wait_for(lambda: tracker.encoder.calls == most)
     time.sleep(0.05)
     assert tracker.encoder.calls == most
-    assert threads == {"persam-encoder"}
+    assert threads <= {f"persam-encoder_{i}" for i in range(at_once)}
     assert len(given) == 1 and given[0] is not None
     pairs.close()
     assert our_threads() == []

@@ -104,6 +104,9 @@ class FirstWay:
         ConfigError: The device is not there.
     """
 
+    encode_at_once = 1
+    """As of ``pv.Tracker``."""
+
     def __init__(self, config: pv.EncoderConfig) -> None:
         checkpoint = None if config.checkpoint is None else Path(config.checkpoint)
         sam = build_sam(config.model, load_state_dict(config.model, checkpoint, progress=False))
@@ -126,9 +129,9 @@ class FirstWay:
         return tuple(obj.object_id for obj in self._objects)
 
     @property
-    def planned(self) -> tuple[None, None]:
+    def planned(self) -> tuple[None, ...]:
         """As of ``pv.Tracker``: it encodes whole frames."""
-        return None, None
+        return None, None, None
 
     def encode(self, image_rgb: NDArray[np.uint8], box_xyxy: None = None) -> pv.Embedding:
         """Embed one (H, W, 3) uint8 RGB picture."""

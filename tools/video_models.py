@@ -44,6 +44,9 @@ class VideoModel:
         dtype: Number format of the network.
     """
 
+    encode_at_once = 1
+    """As of ``pv.Tracker``."""
+
     def __init__(self, name: str, device: torch.device, dtype: torch.dtype) -> None:
         self._model, self._session_class = _build(name)
         self._model = self._model.eval().requires_grad_(False).to(device, dtype)
@@ -96,12 +99,12 @@ class VideoModel:
         mean, std = (torch.tensor(x, device=self._device).view(1, 3, 1, 1) for x in (_MEAN, _STD))
         return ((pixels - mean) / std).to(self._dtype)
 
-    @torch.inference_mode()
     @property
-    def planned(self) -> tuple[None, None]:
+    def planned(self) -> tuple[None, ...]:
         """As of ``pv.Tracker``: they encode whole frames."""
-        return None, None
+        return None, None, None
 
+    @torch.inference_mode()
     def encode(self, image_rgb: NDArray[np.uint8], box_xyxy: None = None) -> SimpleNamespace:
         """The bare image encoder."""
         answer = self._model.vision_encoder(self._pixels(image_rgb))

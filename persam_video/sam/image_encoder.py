@@ -13,6 +13,7 @@ from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 from persam_video.errors import ConfigError
 from persam_video.geometry import fit_longest_side, scale_box
+from persam_video.sam.machine import processor_threads
 from persam_video.types import Embedding, Float32Array, UInt8Array, Window
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -34,6 +35,7 @@ class Encoder(Protocol):
 
     ``persam_video.track`` and ``run`` call it on a thread of its own, one frame ahead, while the
     caller's thread may call it too (clicks, close-ups); an Embedding must outlive the next call.
+    See ``ParallelEncoder`` for more of them at once.
     """
 
     def encode(self, image_rgb: UInt8Array) -> Embedding:
@@ -50,6 +52,15 @@ class PartEncoder(Encoder, Protocol):
 
     def encode_part(self, image_rgb: UInt8Array, box_xyxy: Float32Array) -> Embedding:
         """Embed a (H, W, 3) uint8 RGB picture in a box of source pixels and no less."""
+
+
+@runtime_checkable
+class ParallelEncoder(Encoder, Protocol):
+    """An encoder that is faster when two threads call it at once, each for a frame of its own."""
+
+    @property
+    def encode_at_once(self) -> int:
+        """How many threads, 1 or 2; they share the processor's."""
 
 
 @runtime_checkable
@@ -114,6 +125,16 @@ class SamImageEncoder:
         They are made ready for a shape when it first comes, which takes longer than it saves.
         """
         return not self.padding and isinstance(self.backbone, nn.Module)
+
+    @property
+    def encode_at_once(self) -> int:
+        """Two where torch runs it on a processor.
+
+        Half of the threads each leave fewer of them waiting for each other at every step of the
+        network. A GPU is kept busy by one; other runtimes have threads of their own.
+        """
+        torch_on_cpu = self.device.type == "cpu" and isinstance(self.backbone, nn.Module)
+        return 2 if torch_on_cpu and processor_threads() > 1 else 1
 
     def encode_part(self, image_rgb: UInt8Array, box_xyxy: Float32Array) -> Embedding:
         """Embed what is in a box, and little else.

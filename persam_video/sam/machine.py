@@ -5,12 +5,33 @@ The questions about the GPU are for NVIDIA's; without one in use nothing happens
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import torch
 
 
 def processor_threads() -> int:
     """Threads that the network takes on the processor."""
     return torch.get_num_threads()
+
+
+@contextmanager
+def sharing_threads(sharers: int) -> Iterator[Callable[[], None]]:
+    """Let threads that are started meanwhile share those of torch.
+
+    Args:
+        sharers: How many there are.
+
+    Yields:
+        What each of them calls first. torch takes over the number for all threads that it has not
+        met, so what it was is put back in the end.
+    """
+    all_of_them = torch.get_num_threads()
+    try:
+        yield lambda: torch.set_num_threads(max(1, all_of_them // sharers))
+    finally:
+        torch.set_num_threads(all_of_them)
 
 
 def multiplies_bfloat16() -> bool:

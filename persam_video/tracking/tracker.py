@@ -19,7 +19,12 @@ from persam_video.errors import PersamError, PromptError
 from persam_video.personalize.prompted import masks_from_prompts
 from persam_video.personalize.target import grid_coverage, make_target
 from persam_video.sam.decoder import SamDecoder, upscale_logits
-from persam_video.sam.image_encoder import Encoder, PaddingEncoder, PartEncoder
+from persam_video.sam.image_encoder import (
+    Encoder,
+    PaddingEncoder,
+    ParallelEncoder,
+    PartEncoder,
+)
 from persam_video.sam.models import load_sam
 from persam_video.tracking.aggregation import label_map, soft_aggregate
 from persam_video.tracking.background import Background
@@ -39,6 +44,9 @@ from persam_video.types import (
     check_label_map,
     object_ids,
 )
+
+PLANNED = 3
+"""Frames for which is known what is encoded of them: one to be tracked, and two ahead of it."""
 
 _REFERENCE_EPS = 1 / (1 + math.exp(8))
 """Chance that the reference is wrong about a cell: its logits are within +-8."""
@@ -122,7 +130,7 @@ class Tracker:
         self._objects: dict[int, TrackedObject] = {}
         self._latest: tuple[Frame, Embedding] | None = None
         self._from_photo = False
-        self._planned: tuple[Box, Box] = (None, None)
+        self._planned: tuple[Box, ...] = (None,) * PLANNED
         self._method = self._make_method()
         self._close_ups: CloseUps | None = None
         self._background: Background | None = None
@@ -151,13 +159,18 @@ class Tracker:
         )
 
     @property
-    def planned(self) -> tuple[Box, Box]:
-        """What ``encode`` should be given for the next frame and for the one after it.
+    def planned(self) -> tuple[Box, ...]:
+        """What ``encode`` should be given for each of the next three frames.
 
-        The first is what had been the second before this frame: so an encoder can be one frame
-        ahead, and the masks are the same whether it is or not.
+        The first two are what had been the last two before this frame: so the encoder can be two
+        frames ahead, and the masks are the same whether it is or not.
         """
         return self._planned
+
+    @property
+    def encode_at_once(self) -> int:
+        """How many frames are best encoded at once, at most two."""
+        return self.encoder.encode_at_once if isinstance(self.encoder, ParallelEncoder) else 1
 
     def encode(self, image_rgb: UInt8Array, box_xyxy: Box = None) -> Embedding:
         """Embed one (H, W, 3) uint8 RGB picture as ``start`` and ``step`` do.
@@ -216,7 +229,7 @@ class Tracker:
         self._learn(labels, embedding, whole=whole)
         if self._background:
             self._background.learn(labels > 0)  # void included: it may be object
-        self._planned = self._box_ahead(1), self._box_ahead(2)
+        self._planned = tuple(self._box_ahead(1 + i) for i in range(PLANNED))
         return self._result(frame, self._reference_labels(labels))
 
     @torch.inference_mode()
@@ -261,7 +274,7 @@ class Tracker:
             embedding = self.encode(frame.image_rgb, self._box_ahead(1))
         self._latest = frame, embedding
         labels = self._segment(objects, frame, embedding, change)
-        self._planned = self._planned[1], self._box_ahead(2)
+        self._planned = *self._planned[1:], self._box_ahead(PLANNED)
         return self._result(frame, labels)
 
     def _segment(
