@@ -11,6 +11,7 @@ from typing import Self
 
 import numpy as np
 import pytest
+import torch
 from fake_tracker import FakeTracker
 
 from persam_video.errors import PersamError, PromptError, SinkError, SourceError
@@ -239,6 +240,30 @@ def test_track_encodes_on_threads_of_its_own_no_more_than_it_may_ahead(at_once: 
     assert len(given) == 1 and given[0] is not None
     pairs.close()
     assert our_threads() == []
+
+
+def test_track_encoders_share_the_threads_of_torch_and_give_them_back() -> None:
+    tracker, shares, before = FakeTracker(), set(), torch.get_num_threads()
+    tracker.encode_at_once = 2
+    encode = tracker.encode
+
+    def encoding(image_rgb: UInt8Array, box_xyxy: Box) -> SimpleNamespace:
+        shares.add(torch.get_num_threads())
+        return encode(image_rgb, box_xyxy)
+
+    tracker.encode = encoding  # type: ignore[method-assign]
+    torch.set_num_threads(6)
+    try:
+        indices = [frame.index for frame, _ in track(frames_until(12), tracker, REFERENCE)]
+        assert indices == list(range(12))
+        assert shares == {3}
+        later = []
+        thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert later == [torch.get_num_threads()] == [6]
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_track_failing_encoder_gives_the_frames_before_and_tells_which_it_was() -> None:

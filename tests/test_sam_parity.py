@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from persam_video.config import EncoderConfig
 from persam_video.errors import CheckpointError, ConfigError
 from persam_video.geometry import box_to_sam, scale_box, scale_points
-from persam_video.sam import checkpoints, models, npm
+from persam_video.sam import checkpoints, image_encoder, models, npm
 from persam_video.sam.decoder import (
     Guidance,
     PromptBatch,
@@ -398,6 +398,32 @@ def test_sam_alone_has_at_most_the_size_it_was_trained_with() -> None:
         assert (padded.input_size, padded.padding, padded.backbone) == (padded_size, True, network)
     squares = SamImageEncoder(network, 1024)
     assert squares.with_padding() is squares
+
+
+def test_clicks_have_a_size_of_their_own_whatever_the_input_size() -> None:
+    network = torch.nn.Identity()
+    for size in (512, 1536):
+        encoder = SamImageEncoder(network, size, padding=False, prompt_input_size=1536)
+        prompted = encoder.for_prompts()
+        assert (prompted.input_size, prompted.padding, prompted.backbone) == (1536, True, network)
+    squares = SamImageEncoder(network, 1024)  # as ViT-B is made: it takes no other size
+    assert squares.for_prompts() is squares
+
+
+def test_frames_are_encoded_two_at_once_by_torch_on_a_processor_with_threads_to_share(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module, other = torch.nn.Identity(), lambda x: (x, ())
+    for threads, network, device, expected in (
+        (8, module, "cpu", 2),
+        (2, module, "cpu", 2),
+        (1, module, "cpu", 1),
+        (8, module, "meta", 1),  # stands for a GPU
+        (8, other, "cpu", 1),
+    ):
+        monkeypatch.setattr(image_encoder, "processor_threads", lambda n=threads: n)
+        encoder = SamImageEncoder(network, 512, torch.device(device))
+        assert encoder.encode_at_once == expected
 
 
 @pytest.mark.needs_weights

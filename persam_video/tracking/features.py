@@ -100,17 +100,16 @@ class Projection:
 
     def components(self, m: Tensor, first: int | None = None) -> Tensor:
         """(..., C_i) cells of the map -> (..., D) components, or the first so many of them."""
-        return self._along(m, self.axes[:first])
+        return self._unit(m) @ self.axes[:first].T
 
     def scores(self, m: Tensor, weights: Tensor) -> Tensor:
         """(..., C_i) cells of the map -> (...) their components weighted by (D,)."""
-        return self._along(m, (weights @ self.axes)[None])[..., 0]
+        return self._unit(m) @ (weights @ self.axes)
 
-    def _along(self, m: Tensor, axes: Tensor) -> Tensor:
+    def _unit(self, m: Tensor) -> Tensor:
         """Standardised and of unit length, so that no map outweighs another."""
         unit = (m - self.mean).div_(self.deviation)
-        length = torch.linalg.vector_norm(unit, dim=-1, keepdim=True).clamp_min(1e-12)
-        return (unit @ axes.T).div_(length)
+        return unit.div_(torch.linalg.vector_norm(unit, dim=-1, keepdim=True).clamp_min(1e-12))
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,10 +247,12 @@ class FeatureSpace:
         # the coarsest map to the finest, each enlarged by no more than to the next.
         total, stride = None, 0
         for finer in sorted({s for _, (_, s) in maps if s > self.stride}, reverse=True):
-            parts = [projection.components(m) for projection, (m, s) in maps if s == finer]
+            first, *others = (projection.components(m) for projection, (m, s) in maps if s == finer)
+            for share in others:
+                first += share
             if total is not None:
-                parts.append(_enlarged(total, stride // finer, grid_size(embedding, finer)))
-            total, stride = sum(parts[1:], start=parts[0]), finer
+                first += _enlarged(total, stride // finer, grid_size(embedding, finer))
+            total, stride = first, finer
         assert total is not None  # the neck is coarser than any feature grid
         fine = tuple((projection, m) for projection, (m, s) in maps if s == self.stride)
         return fine, total, stride // self.stride

@@ -75,7 +75,8 @@ class Lesson:
         """
         touched = (mask > _TOUCHED).float()[None, None]
         reach = round(_NEAR * frame.step)
-        near = F.max_pool2d(touched, 2 * reach + 1, stride=1, padding=reach)[0, 0] > 0
+        rows = F.max_pool2d(touched, (2 * reach + 1, 1), stride=1, padding=(reach, 0))
+        near = F.max_pool2d(rows, (1, 2 * reach + 1), stride=1, padding=(0, reach))[0, 0] > 0
         kinds = _spread(region & near, 1, _MOST_NEAR), _spread(region & ~near, _EVERY, _MOST_FAR)
         cells, counts = (torch.cat(parts) for parts in zip(*kinds, strict=True))
         others, other_counts = frame.samples.new_empty(0, frame.samples.shape[2]), counts[:0]
