@@ -6,7 +6,7 @@ ago is still background, and one that does not has been entered by something tha
 subtraction, with one adapting mean and spread per pixel (Wren et al., "Pfinder", 1997, section 3)
 behind a homography between frames. What comes out from behind the object has not been seen before,
 so nothing is said about it; and where places change far and wide (smoke, water, parallax, a crowd),
-nothing is said at all.
+a change says nothing.
 """
 
 from __future__ import annotations
@@ -129,15 +129,20 @@ class Background:
         difference = _difference(colours, self._mean)
         sampled = difference[::2, ::2][self._known[::2, ::2]]
         usual = float(np.percentile(sampled, 70)) if sampled.size else 0.0
-        spread = np.maximum(self._spread, max(usual, _NOISE))
+        floor = max(usual, _NOISE)
+        spread = np.maximum(self._spread, floor)
         spreads = np.asarray(difference / spread, np.float32)
         self._view = _View(gray, colours, difference, spreads, stayed)
-        trust = _ramp(one_plane, *_ONE_PLANE) * (1 - _ramp(self._false_alarms, *_FALSE_ALARMS))
+        seen = _ramp(one_plane, *_ONE_PLANE)
+        trust = seen * (1 - _ramp(self._false_alarms, *_FALSE_ALARMS))
         trust *= 1 - _ramp(self._strange(spreads), *_STRANGE)
         largest = cv2.dilate(difference, np.ones((7, 7), np.uint8))
         edge = _ramp(np.asarray(difference / np.maximum(largest, 1e-3), np.float32), *_EDGE)
-        change = _ramp(spreads, _CHANGING, _CHANGED) * edge - np.clip(_STILL - spreads, 0, 1)
-        change *= self._known * trust
+        come = trust * _ramp(spreads, _CHANGING, _CHANGED) * edge
+        # Smoke and crowds make changes mean nothing, but not that something looks as it did.
+        stayed = trust * np.clip(_STILL - spreads, 0, 1)
+        stayed = np.maximum(stayed, seen * np.clip(_STILL - difference / floor, 0, 1))
+        change = (come - stayed) * self._known
         return torch.from_numpy(cv2.GaussianBlur(change.astype(np.float32), (0, 0), 1.0))
 
     def learn(self, objects: BoolArray) -> None:
