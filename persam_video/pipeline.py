@@ -43,7 +43,6 @@ T = TypeVar("T")
 PREFETCH = 4
 """Frames that are decoded ahead of the encoder."""
 
-
 WRITE_BEHIND = 4
 """Results that may wait for the sinks before the tracker is held up."""
 
