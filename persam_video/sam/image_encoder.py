@@ -33,9 +33,9 @@ TRAINED_INPUT_SIZE = 1024
 class Encoder(Protocol):
     """What the tracker needs from an image encoder; bring your own by having this method.
 
-    ``persam_video.track`` and ``run`` call it on a thread of its own, one frame ahead, or on two (see
-    ``ParallelEncoder``), while the caller's thread may call it too (clicks, close-ups); an Embedding
-    must outlive the next calls.
+    ``persam_video.track`` and ``run`` call it on a thread of its own, one frame ahead, or on two of
+    them (``ParallelEncoder``), while the caller's thread may call it too (clicks, close-ups); an
+    Embedding must outlive the next calls.
     """
 
     def encode(self, image_rgb: UInt8Array) -> Embedding:
