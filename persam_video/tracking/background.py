@@ -91,7 +91,7 @@ class Background:
         """Whether the latest frame is from another scene or viewpoint than the one before."""
 
     def look(self, image_rgb: UInt8Array) -> Tensor:
-        """Compare a new frame with the background.
+        """Compare a new frame with the background; ``cut`` is about this frame then.
 
         Args:
             image_rgb: (H, W, 3) uint8 RGB.
@@ -108,9 +108,9 @@ class Background:
         if old is not None and old.gray.shape == shape:
             moved, one_plane = _camera_motion(old.gray, gray, ~self._objects)
             apart = _apart(old.colours, colours)
-            usual = apart if self._restless is None else self._restless
-            self.cut = moved is None and apart > _CUT * max(usual, _CUT_NOISE)
-            self._restless = usual + _CUT_LEARNT * (apart - usual)
+            of_late = apart if self._restless is None else self._restless
+            self.cut = moved is None and apart > _CUT * max(of_late, _CUT_NOISE)
+            self._restless = of_late + _CUT_LEARNT * (apart - of_late)
         if moved is None:
             self._mean, self._spread = colours.copy(), np.full(shape, _NOISE, np.float32)
             self._known, self._objects, self._inside = (np.zeros(shape, np.bool_) for _ in range(3))
@@ -140,9 +140,9 @@ class Background:
         edge = _ramp(np.asarray(difference / np.maximum(largest, 1e-3), np.float32), *_EDGE)
         come = trust * _ramp(spreads, _CHANGING, _CHANGED) * edge
         # Smoke and crowds make changes mean nothing, but not that something looks as it did.
-        stayed = trust * np.clip(_STILL - spreads, 0, 1)
-        stayed = np.maximum(stayed, seen * np.clip(_STILL - difference / floor, 0, 1))
-        change = (come - stayed) * self._known
+        still = trust * np.clip(_STILL - spreads, 0, 1)
+        still = np.maximum(still, seen * np.clip(_STILL - difference / floor, 0, 1))
+        change = (come - still) * self._known
         return torch.from_numpy(cv2.GaussianBlur(change.astype(np.float32), (0, 0), 1.0))
 
     def learn(self, objects: BoolArray) -> None:
