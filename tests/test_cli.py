@@ -161,7 +161,7 @@ def test_shipped_configs_hold_the_defaults() -> None:
     accurate = load_config(PROJECT_ROOT / "configs/accurate.toml")
     assert accurate == Config(track=TrackConfig(close_up=True))
     fast = load_config(PROJECT_ROOT / "configs/fast.toml")
-    assert fast == Config(encoder=EncoderConfig(input_size=896))
+    assert fast == Config(encoder=EncoderConfig(input_size=768))
 
 
 # --- exit codes -------------------------------------------------------------------------------
