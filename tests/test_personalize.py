@@ -555,7 +555,8 @@ def answer_to(prompt: Prompt, rating: tuple[float, ...]) -> int:
     [
         ((0.95, 0.5, 0.9, 0.6), 2, 0),  # a click is ambiguous: the single mask is no candidate
         ((0.2, 0.9, 0.85, 0.6), 2, 1),  # of two rated alike, the person and not the shirt
-        ((0.2, 0.9, 0.85, 0.82), 3, 1),
+        ((0.2, 0.9, 0.87, 0.86), 3, 1),
+        ((0.2, 0.9, 0.85, 0.82), 2, 1),  # a person with the rock beside it is rated less
         ((0.2, 0.9, 0.5, 0.7), 1, 1),
     ],
 )
