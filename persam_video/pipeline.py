@@ -22,7 +22,7 @@ import numpy as np
 
 from persam_video.errors import PersamError, PromptError
 from persam_video.references.masks import check_mask_size
-from persam_video.sam.machine import sharing_threads
+from persam_video.sam.machine import processor_threads, take_threads, threads_taken
 from persam_video.sinks import MultiSink, Sink
 from persam_video.types import (
     Box,
@@ -111,7 +111,9 @@ def track(
     photo = reference.image_rgb
     if photo is not None:
         tracker.start_from_photo(photo, reference_labels(tracker, reference, photo))
-    with closing(prefetched(source, prefetch)) as frames:
+    threads = processor_threads()
+    # In the end, whichever thread was the last to take some, those to come have them all.
+    with threads_taken(threads), closing(prefetched(source, prefetch)) as frames:
         first = next(frames, None)
         if first is None:
             return
@@ -123,12 +125,16 @@ def track(
         for box in tracker.planned if labels is None else [tracker.box_around(labels)]:
             boxes.put(box)
         at_once = tracker.encode_at_once
-        embeddings = _encoded(chain((first,), frames), boxes, tracker, at_once)
+        each = max(1, threads // at_once)
+        embeddings = _encoded(chain((first,), frames), boxes, tracker, at_once, each)
+        # The tracker works while the encoder does. With all threads for itself, too, each of its
+        # many small steps would wait for one that the encoder keeps from its turn.
+        share = max(1, threads // 2)
         with closing(_ahead(embeddings, at_once, "persam-planner")) as encoded:
             try:
                 for frame, waiting in encoded:
                     embedding = waiting.result()
-                    with _telling(frame, "tracking"):
+                    with _telling(frame, "tracking"), threads_taken(share):
                         if labels is None:
                             result = tracker.step(frame, embedding)
                             boxes.put(tracker.planned[-1])
@@ -143,24 +149,28 @@ def track(
 
 
 def _encoded(
-    frames: Iterable[Frame], boxes: Iterable[Box], tracker: Tracker, at_once: int
+    frames: Iterable[Frame], boxes: Iterable[Box], tracker: Tracker, at_once: int, threads: int
 ) -> Generator[tuple[Frame, Future[Embedding]], None, None]:
-    """Each frame with its embedding to come, of as much of it as is needed."""
+    """Each frame with its embedding to come, of as much of it as is needed.
+
+    So many are made at once, each on so many of torch's threads.
+    """
 
     def encode(frame: Frame, box_xyxy: Box) -> Embedding:
         with _telling(frame, "encoding"):
             return tracker.encode(frame.image_rgb, box_xyxy)
 
-    with sharing_threads(at_once) as begin:
-        pool = ThreadPoolExecutor(at_once, "persam-encoder", initializer=begin)
-        try:
-            for frame, box_xyxy in zip(frames, boxes, strict=False):
-                yield frame, pool.submit(encode, frame, box_xyxy)
-        except GeneratorExit:  # nobody waits for what has not begun
-            pool.shutdown(cancel_futures=True)
-            raise
-        finally:
-            pool.shutdown()
+    pool = ThreadPoolExecutor(
+        at_once, "persam-encoder", initializer=take_threads, initargs=(threads,)
+    )
+    try:
+        for frame, box_xyxy in zip(frames, boxes, strict=False):
+            yield frame, pool.submit(encode, frame, box_xyxy)
+    except GeneratorExit:  # nobody waits for what has not begun
+        pool.shutdown(cancel_futures=True)
+        raise
+    finally:
+        pool.shutdown()
 
 
 @contextmanager

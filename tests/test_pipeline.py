@@ -242,21 +242,27 @@ def test_track_encodes_on_threads_of_its_own_no_more_than_it_may_ahead(at_once: 
     assert our_threads() == []
 
 
-def test_track_encoders_share_the_threads_of_torch_and_give_them_back() -> None:
+def test_track_encoders_and_tracker_share_the_threads_of_torch_and_give_them_back() -> None:
     tracker, shares, before = FakeTracker(), set(), torch.get_num_threads()
     tracker.encode_at_once = 2
-    encode = tracker.encode
+    encode, step, tracking = tracker.encode, tracker.step, set()
+
+    def stepping(frame: Frame, embedding: SimpleNamespace) -> TrackResult:
+        tracking.add(torch.get_num_threads())
+        return step(frame, embedding)
 
     def encoding(image_rgb: UInt8Array, box_xyxy: Box) -> SimpleNamespace:
         shares.add(torch.get_num_threads())
         return encode(image_rgb, box_xyxy)
 
     tracker.encode = encoding  # type: ignore[method-assign]
+    tracker.step = stepping  # type: ignore[method-assign]
     torch.set_num_threads(6)
     try:
-        indices = [frame.index for frame, _ in track(frames_until(12), tracker, REFERENCE)]
-        assert indices == list(range(12))
-        assert shares == {3}
+        between = set()
+        for _ in track(frames_until(12), tracker, REFERENCE):
+            between.add(torch.get_num_threads())
+        assert (shares, tracking, between) == ({3}, {3}, {6})
         later = []
         thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
         thread.start()

@@ -5,7 +5,7 @@ The questions about the GPU are for NVIDIA's; without one in use nothing happens
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -16,22 +16,23 @@ def processor_threads() -> int:
     return torch.get_num_threads()
 
 
-@contextmanager
-def sharing_threads(sharers: int) -> Iterator[Callable[[], None]]:
-    """Let threads that are started meanwhile share those of torch.
+def take_threads(count: int) -> None:
+    """Let torch use so many threads of the processor for what is called on this thread.
 
-    Args:
-        sharers: How many there are.
-
-    Yields:
-        What each of them calls first. torch takes over the number for all threads that it has not
-        met, so what it was is put back in the end.
+    torch takes over the number for all threads that it has not met.
     """
-    all_of_them = torch.get_num_threads()
+    torch.set_num_threads(count)
+
+
+@contextmanager
+def threads_taken(count: int) -> Iterator[None]:
+    """``take_threads`` for a while; then this thread, and those to come, have what it had."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
     try:
-        yield lambda: torch.set_num_threads(max(1, all_of_them // sharers))
+        yield
     finally:
-        torch.set_num_threads(all_of_them)
+        torch.set_num_threads(before)
 
 
 def multiplies_bfloat16() -> bool:
