@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from persam_video.config import EncoderConfig, TrackConfig
-from persam_video.sam.decoder import PromptBatch, SamDecoder
+from persam_video.sam.decoder import PromptBatch, SamDecoder, upscale_inside, upscale_logits
 from persam_video.sam.models import load_sam
 from persam_video.tracking.sharpening import _windows_around, sharpened
 from persam_video.types import Candidates, Embedding, UInt8Array, Window
@@ -18,22 +18,30 @@ from persam_video.types import Candidates, Embedding, UInt8Array, Window
 SIDE = 256  # of the network's input; masks have 64 x 64, the embedding 16 x 16 cells
 
 
-def embedding_of(height: int, width: int, padding: bool = False) -> Embedding:
+def embedding_of(height: int, width: int, side: int = SIDE) -> Embedding:
     """Of a picture of this size, with nothing in it."""
-    neck = torch.zeros(1, 256, SIDE // 16, SIDE // 16)
-    return Embedding(neck, (), (height, width), (height, width), SIDE, padding)
+    neck = torch.zeros(1, 256, side // 16, side // 16)
+    return Embedding(neck, (), (height, width), (height, width), side, False)
 
 
 class FixedDecoder:
-    """Gives one mask for every prompt, sure of it."""
+    """Gives what is in the window of one mask for every prompt, sure of it."""
 
-    def __init__(self, mask: Tensor) -> None:
-        self.mask = mask
+    def __init__(self, *masks: Tensor) -> None:
+        self.masks = masks
+        self.calls: list[int] = []
 
-    def decode_in_windows(
-        self, embedding: Embedding, prompts: PromptBatch, windows: list[Window]
+    def decode(
+        self, embedding: Embedding, prompts: PromptBatch, *, windows: list[Window]
     ) -> Candidates:
-        return Candidates(self.mask.expand(1, 4, -1, -1), torch.ones(1, 4))
+        assert prompts.boxes_xyxy is not None
+        self.calls.append(len(windows))
+        # Which object it is, the box tells.
+        first = [int(x1 >= SIDE / 2) for x1 in prompts.boxes_xyxy[:, 0].tolist()]
+        parts = [self.masks[i][w.scaled(4).slices] for i, w in zip(first, windows, strict=True)]
+        return Candidates(
+            torch.stack(parts)[:, None].expand(-1, 4, -1, -1), torch.ones(len(parts), 4)
+        )
 
 
 def test_sam_takes_nothing_away_where_something_has_come() -> None:
@@ -59,6 +67,31 @@ def test_sam_takes_nothing_away_where_something_has_come() -> None:
     assert (blend[:10] < 0).all()  # what has come is not the object for that alone
 
 
+def test_each_object_is_sharpened_in_its_window_and_is_nowhere_else() -> None:
+    """Two objects with windows of two sizes, in a picture whose lower edge cuts the second."""
+    prior = torch.full((2, 128, 128), -4.0)
+    prior[0, 4:16, 4:16] = prior[1, 40:72, 80:120] = 4.0
+    masks = 1.5 * prior
+    masks[0, 4:16, 14:18], masks[1, 40:72, 76:80] = -6.0, 6.0
+    masks[0, 4:16, 100:] = 6.0  # outside its window
+    decoder = FixedDecoder(*masks)
+
+    blend = sharpened(
+        prior,
+        torch.zeros_like(prior),
+        embedding_of(288, 512, 512),
+        decoder,  # type: ignore[arg-type]
+        TrackConfig(agreement_low=0.0),
+    )
+
+    assert decoder.calls == [1, 1]
+    expected = masks[:, :72] > 0
+    expected[0, :, 100:] = False
+    assert torch.equal(blend[:, :72] > 0, expected)
+    assert torch.equal(blend[:, 72], blend[:, 71])  # for those who enlarge it
+    assert (blend[:, 73:] < 0).all()
+
+
 @pytest.mark.parametrize(("height", "width"), [(256, 256), (144, 256), (256, 100)])
 def test_windows_lie_in_the_picture_and_hold_their_boxes(height: int, width: int) -> None:
     boxes = torch.tensor(
@@ -70,6 +103,30 @@ def test_windows_lie_in_the_picture_and_hold_their_boxes(height: int, width: int
         assert window.height % 8 == 0 or window.height == -(-height // 16)
         assert 0 <= window.left <= x1 <= x2 < window.left + window.width <= -(-width // 16)
         assert 0 <= window.top <= y1 <= y2 < window.top + window.height <= -(-height // 16)
+
+
+@pytest.mark.parametrize("source_hw", [(480, 854), (72, 128), (1080, 1922)], ids=str)
+@pytest.mark.parametrize("kind", ["some", "one cell", "at the edges", "all", "none"])
+def test_upscale_inside_is_upscale_logits_where_it_can_be_positive(
+    source_hw: tuple[int, int], kind: str
+) -> None:
+    logits = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)) - 7
+    place = {
+        "some": (slice(9, 20), slice(30, 60)),
+        "one cell": (slice(9, 10), slice(30, 31)),
+        "at the edges": (slice(30, 36), slice(60, 64)),
+        "all": (slice(None), slice(None)),
+        "none": (slice(0), slice(0)),
+    }[kind]
+    logits[place] += 20
+    embedding = Embedding(torch.zeros(1, 256, 16, 16), (), source_hw, (144, 256), SIDE, False)
+    whole = upscale_logits(logits[None, None], embedding)[0, 0]
+    inside, part = upscale_inside(logits, embedding)
+    torch.testing.assert_close(part, whole[inside], rtol=1e-4, atol=1e-4)
+    found = torch.zeros(source_hw, dtype=torch.bool)
+    found[inside] = part > 0
+    assert torch.equal(found, whole > 0)
+    assert found.any() == (kind != "none")
 
 
 # SAM's decoder in windows
@@ -103,7 +160,7 @@ def test_decode_in_a_window_of_the_whole_picture_is_decoding_it(
     prompts = PROMPTS if masked else PromptBatch(boxes_xyxy=BOXES)
     whole = decoder.decode(embedding, prompts)
     window = decoder.decode(embedding, prompts, windows=[Window(0, 0, 16, rows)] * 2)
-    assert torch.equal(whole.logits, window.logits)
+    assert torch.equal(whole.logits[:, :, : 4 * rows], window.logits)
     assert torch.equal(whole.predicted_iou, window.predicted_iou)
 
 
@@ -124,25 +181,7 @@ def test_decode_each_object_in_its_own_window(
             boxes_xyxy=BOXES[i : i + 1], mask_logits=None if masks is None else masks[i : i + 1]
         )
         alone = decoder.decode(embedding, one, windows=[window])
-        here, there = got.logits[i, 0, :36], alone.logits[0, 0, :36]  # without the padding
-        torch.testing.assert_close(here, there, rtol=1e-4, atol=1e-3)
-        outside = torch.ones(36, 64, dtype=torch.bool)
-        outside[window.scaled(4).slices] = False
-        assert (here[outside] == -8).all()
-        found = got.logits[i, 0] > 0
+        torch.testing.assert_close(got.logits[i], alone.logits[0], rtol=1e-4, atol=1e-3)
+        found = torch.zeros(64, 64, dtype=torch.bool)
+        found[window.scaled(4).slices] = got.logits[i, 0] > 0
         assert (found & whole[i]).sum() / (found | whole[i]).sum() > 0.9
-
-
-@pytest.mark.needs_weights
-def test_decode_in_windows_of_several_sizes_keeps_the_order(
-    scene: tuple[SamDecoder, Embedding],
-) -> None:
-    decoder, embedding = scene
-    places = [0, 1, 0]
-    windows = [Window(0, 0, 8, 7), Window(8, 2, 8, 7), Window(0, 0, 16, 9)]
-    got = decoder.decode_in_windows(embedding, PROMPTS.of(places), [windows[i] for i in (0, 2, 1)])
-    for i, (place, window) in enumerate(zip(places, (0, 2, 1), strict=True)):
-        one = decoder.decode(embedding, PROMPTS.of([place]), windows=[windows[window]])
-        here, there = got.logits[i, :, :36], one.logits[0, :, :36]
-        torch.testing.assert_close(here, there, rtol=1e-4, atol=1e-3)
-        torch.testing.assert_close(got.predicted_iou[i], one.predicted_iou[0], rtol=1e-4, atol=1e-4)

@@ -288,7 +288,11 @@ def test_soft_aggregate_objects_compete_and_one_alone_keeps_its_logits() -> None
     two = torch.tensor([[[4.0, 1.0, -3.0]], [[2.0, 1.5, -3.0]]])
     competed = soft_aggregate(two)
     assert ((competed > 0).sum(dim=0) <= 1).all()
-    np.testing.assert_array_equal(label_map(competed, [5, 9]), [[5, 9, 0]])
+    everywhere = slice(None), slice(None)
+    labels = label_map([5, 9], [(everywhere, mask) for mask in competed], (1, 3))
+    np.testing.assert_array_equal(labels, [[5, 9, 0]])
+    part = (slice(0, 1), slice(1, 3)), torch.tensor([[2.0, -1.0]])
+    np.testing.assert_array_equal(label_map([7], [part], (1, 3)), [[0, 7, 0]])
     # An object whose rivals are sure that they are not there keeps its logits.
     sure = torch.tensor([[[2.0, -2.0]], [[-20.0, -20.0]]])
     torch.testing.assert_close(soft_aggregate(sure)[0], sure[0], rtol=1e-3, atol=1e-3)
@@ -461,7 +465,7 @@ def test_lost_object_is_searched_in_the_place_with_the_most_evidence() -> None:
     looks = torch.nn.functional.normalize(looks, dim=2)
     obj = some_object(1, torch.zeros(8, 8), lost=True)
     frame = FrameFeatures.of(looks)
-    obj.memory.fit(frame, Lesson.around((prior > 1).float(), prior > -5, frame))
+    obj.memory.fit(Lesson.around((prior > 1).float(), prior > -5, frame))
     found = method._best_place(obj, prior, frame, 2)
     assert torch.equal(found > 0, prior > 1)
     alone = torch.where(prior > 1, prior, -4.0)
@@ -479,7 +483,7 @@ def test_lost_object_is_not_where_more_cells_are_familiar_but_less_likely() -> N
     looks[prior > 0] = torch.tensor([0.0, 1.0])
     obj = some_object(1, torch.zeros(8, 8), lost=True)
     frame = FrameFeatures.of(looks)
-    obj.memory.fit(frame, Lesson.around((prior > 0).float(), prior > -5, frame))
+    obj.memory.fit(Lesson.around((prior > 0).float(), prior > -5, frame))
     assert torch.equal(method._best_place(obj, prior, frame, 2) > 0, prior > 1)
 
 

@@ -28,7 +28,12 @@ STEP_PARTS: Mapping[str, tuple[Place, ...]] = {
     "prior": ((PropagationMethod, "segment"), (PersamMethod, "segment"), (Background, "look")),
     "decoder": ((SamDecoder, "decode"),),
     "close_up": ((CloseUps, "refine"),),
-    "merge": ((tracker, "soft_aggregate"), (tracker, "upscale_logits"), (tracker, "label_map")),
+    "merge": (
+        (tracker, "soft_aggregate"),
+        (tracker, "upscale_inside"),
+        (tracker, "upscale_logits"),
+        (tracker, "label_map"),
+    ),
     "learn": ((PropagationMethod, "remember"), (PersamMethod, "remember"), (Background, "learn")),
 }
 """Parts of ``Tracker.step``. ``prior`` is all of finding a mask but the decoder itself: features,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -21,8 +22,8 @@ from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 from persam_video.types import Candidates, Embedding, Window
 
-_EMPTY = -8.0
-"""Logit of what lies outside an object's window."""
+_SUPPORT = 2
+"""Cells on either side of its own that a pixel of the source is made of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +125,13 @@ class SamDecoder:
             prompts: Where the objects are.
             guidance: PerSAM's interventions.
             windows: N windows of one size in cells of ``embedding.neck``, inside the picture. Each
-                object is decoded in its window alone and is nowhere else; the time goes with the
-                window's area. None = everywhere. See ``decode_in_windows`` for other sizes.
+                object is decoded in its window alone; the time goes with the window's area. None =
+                everywhere.
 
         Returns:
             Candidates with M = 4: the mask of the single-mask token, then the three of the
-            multimask output (whole, part, sub-part in no fixed order).
+            multimask output (whole, part, sub-part in no fixed order). The logits are of the
+            windows (four of them to a cell, across), or of the padded square.
         """
         grid = embedding.neck.shape[2:]
         rows, columns = grid if embedding.padding else cells_of_picture(embedding)
@@ -142,11 +144,11 @@ class SamDecoder:
         own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
         tokens = torch.cat([own.expand(len(sparse), -1, -1), sparse.to(self.dtype)], dim=1)
         # Cells one after the other, their channels side by side: every step is a matrix product.
-        image = self._by_cells(_cut(embedding.neck, where) + dense)
-        image_pe = self._by_cells(_cut(grid_pe, where))
+        image = self._by_cells(cut(embedding.neck, where) + dense)
+        image_pe = self._by_cells(cut(grid_pe, where))
         prior = guidance.attention_prior
         if prior is not None:
-            prior = _cut(prior.view(-1, 1, *grid), where).flatten(1).to(self.dtype)
+            prior = cut(prior.view(-1, 1, *grid), where).flatten(1).to(self.dtype)
         target = guidance.target_embedding
         target = None if target is None else target.to(self.dtype)
         hidden, image = self._transform(tokens, image, image_pe, Guidance(prior, target))
@@ -154,28 +156,8 @@ class SamDecoder:
         logits = self._masks(image, torch.stack(kernels, dim=1), dense.shape[2:]).float()
         predicted_iou = decoder.iou_prediction_head(hidden[:, 0]).float()
         assert logits.shape[1] == decoder.num_mask_tokens == predicted_iou.shape[1]
-        if windows is not None:
-            logits = _in_picture(logits, windows, (rows, columns))
-        if not embedding.padding:
+        if windows is None and not embedding.padding:
             logits = to_square(logits, embedding.input_size // 4)
-        return Candidates(logits, predicted_iou)
-
-    def decode_in_windows(
-        self, embedding: Embedding, prompts: PromptBatch, windows: Sequence[Window]
-    ) -> Candidates:
-        """``decode`` with windows of several sizes: one batched call for each of the sizes."""
-        places: dict[tuple[int, int], list[int]] = {}
-        for i, window in enumerate(windows):
-            places.setdefault((window.width, window.height), []).append(i)
-        parts = [
-            self.decode(embedding, prompts.of(some), windows=[windows[i] for i in some])
-            for some in places.values()
-        ]
-        order = torch.tensor([i for some in places.values() for i in some]).argsort()
-        logits, predicted_iou = (
-            torch.cat(values)[order.to(self.device)]
-            for values in zip(*((p.logits, p.predicted_iou) for p in parts), strict=True)
-        )
         return Candidates(logits, predicted_iou)
 
     def _for_grid(self, embedding: Embedding) -> tuple[PromptEncoder, Tensor]:
@@ -249,10 +231,10 @@ def _prompt_tokens(
         points = (prompts.points_xy, prompts.point_labels)
     if masks is not None:
         # Its convolutions have no padding, so that a part of the mask gives that part.
-        masks = _cut(masks, [window.scaled(4) for window in windows])
+        masks = cut(masks, [window.scaled(4) for window in windows])
     sparse, dense = prompt_encoder(points=points, boxes=prompts.boxes_xyxy, masks=masks)
     if masks is None:
-        dense = _cut(dense, windows)  # the same everywhere
+        dense = cut(dense, windows)  # the same everywhere
     return sparse, dense
 
 
@@ -318,18 +300,9 @@ def guided_attention(
     return out
 
 
-def _cut(maps: Tensor, windows: Sequence[Window]) -> Tensor:
+def cut(maps: Tensor, windows: Sequence[Window]) -> Tensor:
     """(N or 1, C, H, W) -> (N, C, h, w), of each map, or of the one, the N windows of one size."""
     return torch.stack([maps[i % len(maps), ..., *w.slices] for i, w in enumerate(windows)])
-
-
-def _in_picture(logits: Tensor, windows: Sequence[Window], cells: tuple[int, int]) -> Tensor:
-    """(N, M, 4h, 4w) logits of N windows -> (N, M, 4H, 4W) over the picture's (H, W) cells."""
-    rows, columns = cells
-    picture = logits.new_full((*logits.shape[:2], 4 * rows, 4 * columns), _EMPTY)
-    for inside, part, window in zip(picture, logits, windows, strict=True):
-        inside[(..., *window.scaled(4).slices)] = part
-    return picture
 
 
 def to_square(logits: Tensor, side: int) -> Tensor:
@@ -362,3 +335,47 @@ def upscale_logits(logits: Tensor, embedding: Embedding) -> Tensor:
     return F.interpolate(
         pixels[..., :height, :width], embedding.source_hw, mode="bilinear", align_corners=False
     )
+
+
+def upscale_inside(logits: Tensor, embedding: Embedding) -> tuple[tuple[slice, slice], Tensor]:
+    """``upscale_logits`` of one mask, of the rectangle alone outside of which all is negative.
+
+    Args:
+        logits: (4h, 4w) float32 over the padded square.
+        embedding: The frame's embedding; it knows the sizes.
+
+    Returns:
+        Rows and columns in source pixels, none for an empty mask, and float32 logits of these.
+    """
+    side, positive = logits.shape[-1], logits > 0
+    sizes = zip(embedding.input_hw, embedding.source_hw, strict=True)
+    cells, pixels, enlarging = [], [], []
+    for dim, (length, source) in enumerate(sizes):
+        matrix = _enlarging(side, embedding.input_size // side, length, source, logits.device)
+        places = positive.any(dim=1 - dim).nonzero()[:, 0].tolist() or [0]
+        around = slice(max(0, places[0] - _SUPPORT), places[-1] + 1 + _SUPPORT)
+        touched = (matrix[:, places[0] : places[-1] + 1] > 0).any(dim=1).nonzero()[:, 0].tolist()
+        inside = slice(touched[0], touched[-1] + 1) if touched else slice(0)
+        cells.append(around)
+        pixels.append(inside)
+        enlarging.append(matrix[inside, around])
+    down, across = enlarging
+    return (pixels[0], pixels[1]), down @ (logits[cells[0], cells[1]] @ across.T)
+
+
+@lru_cache(maxsize=8)
+def _enlarging(side: int, stride: int, length: int, source: int, device: torch.device) -> Tensor:
+    """(source, side) float32: what ``upscale_logits`` does along one axis.
+
+    Args:
+        side: Cells.
+        stride: Pixels of the network's input to a cell.
+        length: Of these pixels show the picture.
+        source: Pixels of the source.
+        device: Where it is wanted.
+    """
+    one_each = torch.eye(side, device=device)[None]
+    pixels = F.interpolate(one_each, scale_factor=stride, mode="linear", align_corners=False)
+    return F.interpolate(pixels[..., :length], source, mode="linear", align_corners=False)[
+        0
+    ].T.contiguous()

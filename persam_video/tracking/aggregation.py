@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
@@ -47,14 +50,22 @@ def moved_objects(taken: Tensor, change: Tensor) -> Tensor:
     return torch.where(count > taken, change.clamp_max(0), change)
 
 
-def label_map(logits: Tensor, object_ids: list[int]) -> UInt8Array:
-    """(N, H, W) logits in source pixels -> (H, W) uint8 label map.
+def label_map(
+    object_ids: Sequence[int],
+    parts: Iterable[tuple[tuple[slice, slice], Tensor]],
+    size_hw: tuple[int, int],
+) -> UInt8Array:
+    """(H, W) uint8 label map of objects.
 
     They have competed: no two are > 0 in one pixel, which enlarging them does not change, as the
     leads of two objects over each other sum up to 0 at most.
+
+    Args:
+        object_ids: N ids.
+        parts: Of each of the objects, the rows and columns that it is in, and its logits there.
+        size_hw: Height and width of the map.
     """
-    labels = torch.zeros(logits.shape[1:], dtype=torch.uint8, device=logits.device)
-    for object_id, mask in zip(object_ids, logits, strict=True):
-        labels.masked_fill_(mask > 0, object_id)
-    found: UInt8Array = labels.cpu().numpy()
-    return found
+    labels = np.zeros(size_hw, np.uint8)
+    for object_id, (place, logits) in zip(object_ids, parts, strict=True):
+        labels[place][(logits > 0).cpu().numpy()] = object_id
+    return labels

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
-from persam_video.tracking.features import FrameFeatures, looks_of
+from persam_video.tracking.features import looks_of
 from persam_video.tracking.lesson import Lesson
 
 _SHARPNESS = 32.0
@@ -36,18 +36,17 @@ class AppearanceMemory:
         self._reference: tuple[Tensor, Tensor] | None = None
         self._latest: tuple[Tensor, Tensor] | None = None
 
-    def fit(self, frame: FrameFeatures, lesson: Lesson) -> None:
+    def fit(self, lesson: Lesson) -> None:
         """Remember the reference; what was remembered before is forgotten.
 
         Args:
-            frame: Features of the frame.
-            lesson: Which of its cells.
+            lesson: Which cells of the frame.
         """
-        self._reference, self._latest = self._entry(frame, lesson), None
+        self._reference, self._latest = self._entry(lesson), None
 
-    def update(self, frame: FrameFeatures, lesson: Lesson) -> None:
+    def update(self, lesson: Lesson) -> None:
         """Remember another frame in the place of the latest one; arguments as for ``fit``."""
-        self._latest = self._entry(frame, lesson)
+        self._latest = self._entry(lesson)
 
     def score(self, looks: Tensor) -> Tensor:
         """The label of each cell by its most similar remembered cells.
@@ -71,14 +70,14 @@ class AppearanceMemory:
             scores.append(2 * of_object / of_all - 1)
         return torch.cat(scores)
 
-    def _entry(self, frame: FrameFeatures, lesson: Lesson) -> tuple[Tensor, Tensor]:
+    def _entry(self, lesson: Lesson) -> tuple[Tensor, Tensor]:
         """What is remembered of a frame.
 
         Returns:
             (M, D + 1) looks of cells and a column of ones, and (2, M) for how many cells of the
             object, and of anything, each of them counts.
         """
-        looks = torch.cat([frame.looks(lesson.cells), looks_of(lesson.others)])
+        looks = looks_of(torch.cat([lesson.features, lesson.others]))
         counts = torch.cat([lesson.counts, lesson.other_counts])
         shares = F.pad(lesson.mask.flatten()[lesson.cells], (0, len(lesson.others)))
         ones = F.pad(looks, (0, 1), value=1.0)

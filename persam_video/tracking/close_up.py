@@ -221,10 +221,10 @@ class CloseUp:
         if self._model is None:
             self._model = TargetModel(self._config)
             self._model.fit(frame, lesson)
-            self._memory.fit(frame, lesson)
+            self._memory.fit(lesson)
         else:
             self._model.update(frame, lesson)
-            self._memory.update(frame, lesson)
+            self._memory.update(lesson)
 
     def forget_view(self) -> None:
         """Let go of the frame's features, which are large."""

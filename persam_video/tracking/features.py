@@ -91,7 +91,8 @@ class Projection:
     Attributes:
         mean: (C_i,) float32, of the reference frame's cells.
         deviation: (C_i,) float32, > 0.
-        axes: (D, C_i) float32, this map's part of the principal axes.
+        axes: (C, C_i) float32, this map's part of the principal axes, and a row of zeros for the
+            intercept.
     """
 
     mean: Tensor
@@ -99,11 +100,11 @@ class Projection:
     axes: Tensor
 
     def components(self, m: Tensor, first: int | None = None) -> Tensor:
-        """(..., C_i) cells of the map -> (..., D) components, or the first so many of them."""
+        """(..., C_i) cells of the map -> (..., C) features, or the first so many of them."""
         return self._unit(m) @ self.axes[:first].T
 
     def scores(self, m: Tensor, weights: Tensor) -> Tensor:
-        """(..., C_i) cells of the map -> (...) their components weighted by (D,)."""
+        """(..., C_i) cells of the map -> (...) their features weighted by (C,)."""
         return self._unit(m) @ (weights @ self.axes)
 
     def _unit(self, m: Tensor) -> Tensor:
@@ -116,12 +117,12 @@ class Projection:
 class FrameFeatures:
     """The features of one frame and their sums, shared by all of its objects.
 
-    A cell has C = D + 1 features, its components and a 1 for the intercept. They are made of those
-    cells only that somebody asks for: of a fine grid that is a small part.
+    A cell has C features, its components and a 1 for the intercept. They are made of those cells
+    only that somebody asks for: of a fine grid that is a small part.
 
     Attributes:
         size_hw: Rows and columns of the feature grid.
-        coarse: (h', w', D) float32, components from all maps that are coarser than the grid.
+        coarse: (h', w', C) float32, what all maps add that are coarser than the grid, and the 1.
         factor: By which these are.
         fine: The maps that are as fine as the grid, (h, w, C_i), and what they add.
         step: Of every so many rows and columns one is sampled: neighbours are much alike.
@@ -139,30 +140,35 @@ class FrameFeatures:
 
     @classmethod
     def of(cls, components: Tensor) -> FrameFeatures:
-        """Of (h, w, D) components that are known already; all cells are summed."""
+        """Of (h, w, C - 1) components that are known already; all cells are summed."""
         cells = F.pad(components, (0, 1), value=1.0)
         height, width = cells.shape[:2]
         sums = Sums.over(cells.flatten(0, 1))
-        return cls((height, width), components, 1, (), 1, cells, sums)
+        return cls((height, width), cells, 1, (), 1, cells, sums)
 
     def at(self, cells: Tensor) -> Tensor:
         """(n,) indices of cells, row after row -> (n, C) float32."""
-        return F.pad(self._components(cells, None), (0, 1), value=1.0)
+        return self._features(cells, None)
 
     def looks(self, cells: Tensor) -> Tensor:
         """(n,) indices of cells -> (n, D') float32 of unit length, what they are compared by."""
-        return F.normalize(self._components(cells, _LOOKS), dim=1)
+        return F.normalize(self._features(cells, _looks(self.coarse)), dim=1)
 
     def scores(self, cells: Tensor, weights: Tensor) -> Tensor:
         """(n,) indices of cells -> (n,) float32, their features weighted by (C,).
 
         The same as ``at(cells) @ weights``, without making any of them.
         """
-        along = (self.coarse @ weights[:-1])[..., None]
-        score = _enlarged(along, self.factor, self.size_hw).flatten()[cells] + weights[-1]
-        rows, columns = self._rows_and_columns(cells)
+        places, factor = self._rows_and_columns(cells), self.factor
+        rows, columns = places
+        # Of the coarse cells those that the asked ones lie in, and one on either side.
+        top, left = (max(0, int(place.min()) // factor - 1) for place in places)
+        bottom, right = (int(place.max()) // factor + 2 for place in places)
+        along = (self.coarse[top:bottom, left:right] @ weights)[..., None]
+        large = _enlarged(along, factor, self.size_hw)[..., 0]
+        score = large[rows - top * factor, columns - left * factor]
         for projection, m in self.fine:
-            score += projection.scores(m[rows, columns], weights[:-1])
+            score += projection.scores(m[rows, columns], weights)
         return score
 
     def sampled(self, where: Tensor) -> Tensor:
@@ -173,7 +179,7 @@ class FrameFeatures:
         """The share of the frame's sums that some (n, C) samples have."""
         return Sums.over(cells, _weight(self.size_hw, self.step))
 
-    def _components(self, cells: Tensor, first: int | None) -> Tensor:
+    def _features(self, cells: Tensor, first: int | None) -> Tensor:
         rows, columns = self._rows_and_columns(cells)
         total = _enlarged_at(self.coarse[..., :first], self.factor, rows, columns)
         for projection, m in self.fine:
@@ -186,7 +192,12 @@ class FrameFeatures:
 
 def looks_of(cells: Tensor) -> Tensor:
     """(n, C) features -> (n, D') float32 of unit length, what they are compared by."""
-    return F.normalize(cells[:, : min(_LOOKS, cells.shape[1] - 1)], dim=1)
+    return F.normalize(cells[:, : _looks(cells)], dim=1)
+
+
+def _looks(cells: Tensor) -> int:
+    """How many of (..., C) features cells are compared by."""
+    return min(_LOOKS, cells.shape[-1] - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +207,7 @@ class FeatureSpace:
     Attributes:
         stride: Input pixels per cell of the feature grid.
         projections: One per map; their axes, side by side, are the principal axes of the cells, the
-            one with the largest variance first.
+            one with the largest variance first, and the row of zeros.
     """
 
     stride: int
@@ -214,7 +225,8 @@ class FeatureSpace:
             cells.append(_enlarged(unit, coarser // stride, size_hw))
         flat = torch.cat(cells, dim=2).flatten(0, 1)
         axes = torch.linalg.eigh(flat.T @ flat)[1].flip(1)[:, :components].T
-        parts = axes.split([len(mean) for mean in means], dim=1)
+        axes = torch.cat([axes, torch.zeros_like(axes[:1])])
+        parts = torch.split(axes, [len(mean) for mean in means], dim=1)
         return cls(stride, tuple(map(Projection, means, deviations, parts)))
 
     def features(self, embedding: Embedding) -> FrameFeatures:
@@ -254,6 +266,7 @@ class FeatureSpace:
                 first += _enlarged(total, stride // finer, grid_size(embedding, finer))
             total, stride = first, finer
         assert total is not None  # the neck is coarser than any feature grid
+        total[..., -1] = 1.0
         fine = tuple((projection, m) for projection, (m, s) in maps if s == self.stride)
         return fine, total, stride // self.stride
 
@@ -266,7 +279,7 @@ def _samples(fine: _Fine, coarse: Tensor, factor: int, step: int) -> Tensor:
     samples = _enlarged_every(coarse, factor, step)
     for projection, m in fine:
         samples += projection.components(m[::step, ::step])
-    return F.pad(samples, (0, 1), value=1.0)
+    return samples
 
 
 def _weight(size_hw: Sequence[int], step: int) -> float:

@@ -14,7 +14,9 @@ from persam_video.types import Embedding
 def on_grid(square: Tensor, embedding: Embedding, stride: int) -> Tensor:
     """(N, 4h, 4w) over the padded square -> (N, rows, columns), averaged over cells."""
     cells = embedding.input_size // stride
-    return F.adaptive_avg_pool2d(square, cells)[(..., *grid_slices(embedding, stride))]
+    if cells != square.shape[-1]:
+        square = F.adaptive_avg_pool2d(square, cells)
+    return square[(..., *grid_slices(embedding, stride))]
 
 
 def on_square(grid: Tensor, embedding: Embedding, stride: int) -> Tensor:
@@ -27,7 +29,9 @@ def on_square(grid: Tensor, embedding: Embedding, stride: int) -> Tensor:
     picture = grid.new_full((len(grid), 1, rows, columns), float(grid.min()))
     picture[(..., *grid_slices(embedding, stride))] = grid[:, None]
     padded = to_square(picture, cells)
-    return F.interpolate(padded, (side, side), mode="bilinear")[:, 0]
+    if cells != side:
+        padded = F.interpolate(padded, (side, side), mode="bilinear")
+    return padded[:, 0]
 
 
 def over_square(picture: Tensor, embedding: Embedding) -> Tensor:
@@ -58,7 +62,17 @@ def region_around(mask: Tensor, padding: int) -> Tensor:
     if not inside.any():
         inside = mask >= mask.max()
     region = torch.zeros_like(inside)
-    rows, columns = (torch.nonzero(inside.any(dim=dim)).flatten() for dim in (1, 0))
-    top, left = max(0, int(rows[0]) - padding), max(0, int(columns[0]) - padding)
-    region[top : int(rows[-1]) + padding + 1, left : int(columns[-1]) + padding + 1] = True
+    rows, columns = rectangle_of(inside)
+    top, left = max(0, rows.start - padding), max(0, columns.start - padding)
+    region[top : rows.stop + padding, left : columns.stop + padding] = True
     return region
+
+
+def rectangle_of(place: Tensor) -> tuple[slice, slice]:
+    """Rows and columns from the first to the last with anything of a (h, w) bool place.
+
+    Raises:
+        IndexError: There is nothing of it.
+    """
+    rows, columns = (place.any(dim=dim).nonzero()[:, 0] for dim in (1, 0))
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)

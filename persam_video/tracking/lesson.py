@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 from persam_video.tracking.features import FrameFeatures, Sums
-from persam_video.tracking.grid import cells_in
+from persam_video.tracking.grid import cells_in, rectangle_of
 
 _TOUCHED = 0.05
 """Share of a cell from which on some of the object is in it."""
@@ -33,6 +33,7 @@ class Lesson:
         mask: (h, w) float32 in [0, 1], share of each cell that is the object.
         region: (h, w) bool, cells near it; outside them there is none of it.
         cells: (M,) indices of cells of the region, row after row.
+        features: (M, C) float32, the features of these.
         counts: (M,) float32, for how many cells each of them counts.
         others: (R, C) float32, features of what is away from it and could be mistaken for it.
         other_counts: (R,) float32, for how many cells these count.
@@ -43,6 +44,7 @@ class Lesson:
     mask: Tensor
     region: Tensor
     cells: Tensor
+    features: Tensor
     counts: Tensor
     others: Tensor
     other_counts: Tensor
@@ -73,10 +75,12 @@ class Lesson:
             rival_sums: Over these; None = they are summed here.
             alike: (n, C) samples of the frame from outside the region that look like the object.
         """
-        touched = (mask > _TOUCHED).float()[None, None]
+        place = rectangle_of(region)
+        touched = (mask[place] > _TOUCHED).float()[None, None]
         reach = round(_NEAR * frame.step)
         rows = F.max_pool2d(touched, (2 * reach + 1, 1), stride=1, padding=(reach, 0))
-        near = F.max_pool2d(rows, (1, 2 * reach + 1), stride=1, padding=(0, reach))[0, 0] > 0
+        near = torch.zeros_like(region)
+        near[place] = F.max_pool2d(rows, (1, 2 * reach + 1), stride=1, padding=(0, reach))[0, 0] > 0
         kinds = _spread(region & near, 1, _MOST_NEAR), _spread(region & ~near, _EVERY, _MOST_FAR)
         cells, counts = (torch.cat(parts) for parts in zip(*kinds, strict=True))
         others, other_counts = frame.samples.new_empty(0, frame.samples.shape[2]), counts[:0]
@@ -93,7 +97,8 @@ class Lesson:
             others = torch.cat([others, alike])
             each = alike_sums.count / len(alike)
             other_counts = F.pad(other_counts, (0, len(alike)), value=each)
-        return cls(mask, region, cells, counts, others, other_counts, sums, weight)
+        near = frame.at(cells)
+        return cls(mask, region, cells, near, counts, others, other_counts, sums, weight)
 
 
 def _spread(place: Tensor, every: int, most: int) -> tuple[Tensor, Tensor]:

@@ -101,7 +101,7 @@ class PropagationMethod:
         obj.model = TargetModel(self._config)
         obj.model.fit(frame, lesson)
         obj.memory = AppearanceMemory(self._decoder.dtype)
-        obj.memory.fit(frame, lesson)
+        obj.memory.fit(lesson)
 
     def _space_of(self, embedding: Embedding) -> FeatureSpace:
         """The clip's feature space; the first embedding asked about sets its statistics."""
@@ -246,7 +246,7 @@ class PropagationMethod:
                 self._fit(obj, frame, lesson)
                 continue
             obj.model.update(frame, lesson)
-            obj.memory.update(frame, lesson)
+            obj.memory.update(lesson)
 
     def _lessons(
         self, objects: list[TrackedObject], embedding: Embedding

@@ -7,7 +7,14 @@ from torch import Tensor
 
 from persam_video.config import TrackConfig
 from persam_video.personalize.cascade import boxes_of_logits
-from persam_video.sam.decoder import PromptBatch, SamDecoder, cells_of_picture, window_seen
+from persam_video.sam.decoder import (
+    PromptBatch,
+    SamDecoder,
+    cells_of_picture,
+    cut,
+    to_square,
+    window_seen,
+)
 from persam_video.types import Candidates, Embedding, Window
 
 _BELIEF = 0.3
@@ -44,14 +51,32 @@ def sharpened(
     boxes = boxes_of_logits(prior, embedding)
     prompts = PromptBatch(boxes_xyxy=boxes, mask_logits=prior[:, None])
     windows = _windows_around(boxes, embedding)
-    candidates = decoder.decode_in_windows(embedding, prompts, windows)
     rows, columns = (4 * cells for cells in cells_of_picture(embedding))
-    refined, share = _best_candidate(prior, candidates, (slice(rows), slice(columns)), config)
-    limit = config.sam_logit_limit
-    refined = refined.clamp(-limit, limit)
-    spared = torch.lerp(refined, prior, moved.clamp(0, 1))
-    refined = torch.where((prior > 0) & (refined < 0), spared, refined)
-    return torch.lerp(prior, refined, share[:, None, None])
+    prior = prior[:, :rows, :columns]
+    size = prior.sigmoid().sum(dim=(1, 2))
+    sharp = torch.empty_like(prior)
+    for some in _of_one_size(windows):
+        seen = [windows[i] for i in some]
+        candidates = decoder.decode(embedding, prompts.of(some), windows=seen)
+        seen = [window.scaled(4) for window in seen]
+        p = cut(prior[some, None], seen)[:, 0]
+        come = cut(moved[some, None], seen)[:, 0]
+        refined, share = _best_candidate(p, size[some], candidates, config)
+        spared = torch.lerp(refined, p, come.clamp(0, 1))
+        refined = torch.where((p > 0) & (refined < 0), spared, refined)
+        # Outside its window the object is nowhere.
+        sharp[some] = torch.lerp(prior[some], refined.new_tensor(-config.sam_logit_limit), share)
+        for i, window, blend in zip(some, seen, torch.lerp(p, refined, share), strict=True):
+            sharp[(i, *window.slices)] = blend
+    return to_square(sharp[:, None], embedding.input_size // 4)[:, 0]
+
+
+def _of_one_size(windows: list[Window]) -> list[list[int]]:
+    """Places of the windows, those of one size together."""
+    places: dict[tuple[int, int], list[int]] = {}
+    for i, window in enumerate(windows):
+        places.setdefault((window.width, window.height), []).append(i)
+    return list(places.values())
 
 
 def _windows_around(boxes_xyxy: Tensor, embedding: Embedding) -> list[Window]:
@@ -73,24 +98,27 @@ def _windows_around(boxes_xyxy: Tensor, embedding: Embedding) -> list[Window]:
 
 
 def _best_candidate(
-    prior: Tensor, candidates: Candidates, picture: tuple[slice, slice], config: TrackConfig
+    p: Tensor, size: Tensor, candidates: Candidates, config: TrackConfig
 ) -> tuple[Tensor, Tensor]:
     """SAM's mask and its share in the blend, which is 0 where it disagrees with the prior.
 
     Args:
-        prior: (N, 4h, 4w) logits.
-        candidates: SAM's four masks of each object.
-        picture: Rows and columns that are no padding.
+        p: (n, h, w) logits of the prior in the objects' windows.
+        size: (n,) soft area of the prior in the whole picture.
+        candidates: SAM's four masks in the windows.
         config: As for ``sharpened``.
 
     Returns:
-        (N, 4h, 4w) logits of the masks that agree best with the prior and that SAM itself
-        believes in, and (N,) shares in [0, 1].
+        (n, h, w) logits of the masks that agree best with the prior and that SAM itself believes
+        in, and (n, 1, 1) shares in [0, 1].
     """
-    p = prior[(..., *picture)].sigmoid()[:, None]
-    q = candidates.logits[(..., *picture)].sigmoid()
-    agreement = torch.minimum(p, q).sum(dim=(2, 3)) / torch.maximum(p, q).sum(dim=(2, 3))
+    p, q = p.sigmoid()[:, None], candidates.logits.sigmoid()
+    outside = size[:, None] - p.sum(dim=(2, 3))
+    both, either = torch.minimum(p, q).sum(dim=(2, 3)), torch.maximum(p, q).sum(dim=(2, 3))
+    agreement = both / (either + outside)
     best = (agreement + _BELIEF * candidates.predicted_iou).argmax(dim=1)
     row = torch.arange(len(best), device=best.device)
     share = config.agreement_slope * (agreement[row, best] - config.agreement_low)
-    return candidates.logits[row, best], share.clamp(0, 1)
+    limit = config.sam_logit_limit
+    refined = candidates.logits[row, best].clamp(-limit, limit)
+    return refined, share.clamp(0, 1)[:, None, None]

@@ -76,7 +76,7 @@ class TargetModel:
         frame and over the other objects serve every object; the object's own cells are taken out of
         the former.
         """
-        near, share = frame.at(lesson.cells), lesson.mask.flatten()[lesson.cells]
+        near, share = lesson.features, lesson.mask.flatten()[lesson.cells]
         # A thin object fills no cell; its fullest cells are what there is of it.
         fullest = share.max().clamp_min(1e-3)
         share = share / fullest

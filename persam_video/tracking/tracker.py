@@ -18,7 +18,7 @@ from persam_video.config import Config, PersonalizeConfig, TrackConfig
 from persam_video.errors import PersamError, PromptError
 from persam_video.personalize.prompted import masks_from_prompts
 from persam_video.personalize.target import grid_coverage, make_target
-from persam_video.sam.decoder import SamDecoder, upscale_logits
+from persam_video.sam.decoder import SamDecoder, upscale_inside, upscale_logits
 from persam_video.sam.image_encoder import (
     Encoder,
     PaddingEncoder,
@@ -285,8 +285,8 @@ class Tracker:
         change: Tensor | None,
     ) -> UInt8Array:
         """(H, W) uint8 label map of a frame; everything learns from it."""
-        found = np.zeros(frame.size_hw, np.bool_)
-        labels = found.astype(np.uint8)
+        labels = np.zeros(frame.size_hw, np.uint8)
+        found = labels > 0
         lost = [obj for obj in objects if obj.frames_lost > 0]
         if change is not None and lost:
             change = change.clamp_max(0)  # what has come may be the lost one
@@ -294,7 +294,9 @@ class Tracker:
             claimed, scores = self._method.segment(objects, embedding, change)
             rows, columns = (-(-length // 4) for length in embedding.input_hw)
             claimed = without_strays(claimed, objects, (rows, columns))
-            logits = soft_aggregate(claimed)
+            # In the padding there is nothing to compete for; one cell of it goes on as the picture.
+            logits, picture = claimed.clone(), (slice(rows + 1), slice(columns + 1))
+            logits[(..., *picture)] = soft_aggregate(claimed[(..., *picture)])
             scores = scores * _kept_share(claimed, logits)
             for obj, mask, score in zip(objects, logits, scores.tolist(), strict=True):
                 obj.observe(mask, score, self._track)
@@ -302,12 +304,16 @@ class Tracker:
         returned = any(obj.frames_lost == 0 for obj in lost)
         if shown:
             seen = [objects[i] for i in shown]
-            full = upscale_logits(logits[shown][None], embedding)[0]
-            found = (full > 0).any(dim=0).cpu().numpy()
+            ids = [obj.object_id for obj in seen]
             if self._close_ups:
+                full = upscale_logits(logits[shown][None], embedding)[0]
+                found = (full > 0).any(dim=0).cpu().numpy()
                 # What has returned may have been learnt as background while it was lost.
                 full = self._close_ups.refine(seen, frame, full, None if returned else change)
-            labels = label_map(full, [obj.object_id for obj in seen])
+                parts = [((slice(None), slice(None)), mask) for mask in full]
+            else:
+                parts = [upscale_inside(logits[i], embedding) for i in shown]
+            labels = label_map(ids, parts, frame.size_hw)
         if objects:
             self._method.remember(objects, embedding)
         if self._background:
