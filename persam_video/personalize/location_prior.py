@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 from persam_video.personalize.target import Target, valid_cells
+from persam_video.sam.decoder import window_seen
 from persam_video.types import Embedding
 
 
@@ -91,9 +92,12 @@ def likeness(targets: list[Target], logits: Tensor, embedding: Embedding) -> Ten
         (N,) float32: mean similarity under the mask, on a scale where the object in the reference
         picture is at 1 and the rest of that picture at 0; unbounded; 0 for an empty mask.
     """
-    maps = similarity_maps(targets, embedding)
-    grid_hw = (maps.shape[1], maps.shape[2])
-    coverage = F.adaptive_avg_pool2d((logits > 0).float()[:, None], grid_hw)[:, 0]
+    seen = window_seen(embedding)
+    features = F.normalize(embedding.neck[(0, slice(None), *seen.slices)], dim=0)
+    directions = torch.stack([t.direction for t in targets])
+    maps = torch.einsum("nc,chw->nhw", directions, features)
+    # The decoder's masks have four cells to one of the embedding's, across.
+    coverage = F.avg_pool2d((logits[(..., *seen.scaled(4).slices)] > 0).float(), 4)
     area = coverage.sum(dim=(1, 2))
     similarity = (maps * coverage).sum(dim=(1, 2)) / area.clamp_min(1e-6)
     low = torch.tensor([t.background_similarity for t in targets], device=maps.device)

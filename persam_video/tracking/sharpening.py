@@ -53,9 +53,14 @@ def sharpened(
     windows = _windows_around(boxes, embedding)
     rows, columns = (4 * cells for cells in cells_of_picture(embedding))
     prior = prior[:, :rows, :columns]
-    size = prior.sigmoid().sum(dim=(1, 2))
-    sharp = torch.empty_like(prior)
-    for some in _of_one_size(windows):
+    chances = prior.sigmoid()
+    size = chances.sum(dim=(1, 2))
+    inside = [chance[w.scaled(4).slices].sum() for chance, w in zip(chances, windows, strict=True)]
+    # No mask can agree with the prior by more. Of small objects in large pictures SAM gets no say.
+    most = (torch.stack(inside) / size).tolist()
+    asked = [i for i, share in enumerate(most) if share > config.agreement_low]
+    sharp = prior.clone()
+    for some in _of_one_size(windows, asked):
         seen = [windows[i] for i in some]
         candidates = decoder.decode(embedding, prompts.of(some), windows=seen)
         seen = [window.scaled(4) for window in seen]
@@ -71,11 +76,11 @@ def sharpened(
     return to_square(sharp[:, None], embedding.input_size // 4)[:, 0]
 
 
-def _of_one_size(windows: list[Window]) -> list[list[int]]:
-    """Places of the windows, those of one size together."""
+def _of_one_size(windows: list[Window], asked: list[int]) -> list[list[int]]:
+    """The asked ones of some windows, those of one size together."""
     places: dict[tuple[int, int], list[int]] = {}
-    for i, window in enumerate(windows):
-        places.setdefault((window.width, window.height), []).append(i)
+    for i in asked:
+        places.setdefault((windows[i].width, windows[i].height), []).append(i)
     return list(places.values())
 
 
