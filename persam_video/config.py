@@ -207,6 +207,13 @@ class TrackConfig(_Checked):
         "track: encode the window around each object as well, if that is no longer than about half "
         "of the frame; one more encoder run per frame and object",
     )
+    look_back: int = setting(
+        0,
+        "most frames that are held back while an object is lost; when it is tracked again it is "
+        "searched in them from there backwards; 0 = every frame is final at once",
+        low=0,
+        high=256,
+    )
     uncertain_below: float = setting(
         0.5, "score under which a mask is uncertain", low=0.0, high=1.0
     )

@@ -24,6 +24,7 @@ from persam_video.errors import PersamError, PromptError
 from persam_video.references.masks import check_mask_size
 from persam_video.sam.machine import processor_threads, take_threads, threads_taken
 from persam_video.sinks import MultiSink, Sink
+from persam_video.tracking.look_back import looking_back
 from persam_video.types import (
     Box,
     Embedding,
@@ -91,8 +92,9 @@ def track(
 
     The tracker forgets what it followed before. A reference without a picture of its own belongs
     to the first frame; with one, the objects are searched in every frame, the first one included.
-    Between two frames the caller may use ``tracker.add``, ``remove`` and ``correct``. Closing the
-    generator early ends its threads; closing the source is for the caller.
+    Between two frames the caller may use ``tracker.add``, ``remove`` and ``correct``; with the
+    setting ``look_back`` the tracker can then be some frames further. Closing the generator early
+    ends its threads; closing the source is for the caller.
 
     Args:
         source: Frames in order, one pass.
@@ -107,6 +109,16 @@ def track(
         PromptError: The reference does not fit its picture; see ``reference_labels``.
         SourceError: The source failed; ``frame_index`` tells where.
     """
+    results = _tracked(source, tracker, reference, prefetch)
+    if tracker.look_back:
+        results = looking_back(results, tracker.twin(), tracker.look_back)
+    return results
+
+
+def _tracked(
+    source: Iterable[Frame], tracker: Tracker, reference: Reference, prefetch: int
+) -> Generator[tuple[Frame, TrackResult], None, None]:
+    """``track``, without a look back."""
     tracker.reset()
     photo = reference.image_rgb
     if photo is not None:

@@ -104,7 +104,7 @@ class FirstWay:
         ConfigError: The device is not there.
     """
 
-    encode_at_once = 1
+    encode_at_once, look_back = 1, 0
     """As of ``pv.Tracker``."""
 
     def __init__(self, config: pv.EncoderConfig) -> None:

@@ -313,10 +313,11 @@ def main() -> None:
     print(f"{'case':12} {'J':>5} {'switches':>9} {'returns found':>14} {'false area':>11}")
     for name in names:
         clip = compose(CASES[name], cutouts)
-        first, truth = clip[0]
+        truth = clip[0][1]
         followed = np.where(truth < _SCENERY, truth, 0).astype(np.uint8)
-        results = [tracker.start(first, followed).labels]
-        results += [tracker.step(frame).labels for frame, _ in clip[1:]]
+        frames = (frame for frame, _ in clip)
+        pairs = pv.track(frames, tracker, pv.Reference(labels=followed))
+        results = [result.labels for _, result in pairs]
         truths = [truth for _, truth in clip]
         found = findings[name] = judge(truths, results, tracker.object_ids)
         print(

@@ -44,7 +44,7 @@ class VideoModel:
         dtype: Number format of the network.
     """
 
-    encode_at_once = 1
+    encode_at_once, look_back = 1, 0
     """As of ``pv.Tracker``."""
 
     def __init__(self, name: str, device: torch.device, dtype: torch.dtype) -> None:

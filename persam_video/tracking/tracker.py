@@ -141,6 +141,15 @@ class Tracker:
                 self._background = Background()
 
     @property
+    def look_back(self) -> int:
+        """Frames that ``pipeline.track`` may hold back, see ``look_back.py``."""
+        return self._track.look_back
+
+    def twin(self) -> Tracker:
+        """Another tracker with the same networks and settings, which follows nothing yet."""
+        return Tracker(self.encoder, self._decoder, self._personalize, self._track)
+
+    @property
     def object_ids(self) -> tuple[int, ...]:
         """Ids of all objects followed, ascending, lost ones included."""
         return tuple(sorted(self._objects))

@@ -1,0 +1,158 @@
+"""Gaps in which an object was lost are filled from where it is tracked again."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from fake_tracker import FakeTracker
+
+from persam_video.pipeline import track
+from persam_video.tracking.look_back import looking_back
+from persam_video.types import Frame, ObjectState, Reference, TrackResult, UInt8Array
+
+STATES = {"t": ObjectState.TRACKED, "u": ObjectState.UNCERTAIN, "-": ObjectState.LOST}
+
+
+def frame_at(index: int) -> Frame:
+    return Frame(index, index / 25, np.zeros((4, 8, 3), np.uint8))
+
+
+def labels_of(index: int, ids: set[int]) -> UInt8Array:
+    """One pixel for each object, in a row of its own; the column tells the frame."""
+    labels = np.zeros((4, 8), np.uint8)
+    for i in ids:
+        labels[i, index % 8] = i
+    return labels
+
+
+def results_of(**objects: str) -> Generator[tuple[Frame, TrackResult], None, None]:
+    """Of a clip in which the objects have these states, e.g. ``o1="tt--ut"``."""
+    for index in range(len(objects["o1"])):
+        states = {int(name[1:]): STATES[told[index]] for name, told in objects.items()}
+        seen = {i for i, state in states.items() if state is not ObjectState.LOST}
+        scores = dict.fromkeys(states, 0.5)
+        result = TrackResult(index, index / 25, labels_of(index, seen), scores, states)
+        yield frame_at(index), result
+
+
+class BackTracker:
+    """Follows what it is started with; ``unsure`` are the frames in which it is not sure.
+
+    Attributes:
+        walked: Frames that it was started with and stepped to.
+    """
+
+    def __init__(self, unsure: set[int] | None = None) -> None:
+        self.walked: list[int] = []
+        self.unsure = unsure or set()
+
+    def start(self, frame: Frame, labels: UInt8Array) -> None:
+        self.walked.append(frame.index)
+        self.ids = set(np.unique(labels).tolist()) - {0}
+
+    def step(self, frame: Frame) -> SimpleNamespace:
+        self.walked.append(frame.index)
+        state = ObjectState.UNCERTAIN if frame.index in self.unsure else ObjectState.TRACKED
+        return SimpleNamespace(
+            labels=labels_of(frame.index, self.ids),
+            scores=dict.fromkeys(self.ids, 0.9),
+            states=dict.fromkeys(self.ids, state),
+        )
+
+
+def told(results: list[tuple[Frame, TrackResult]], object_id: int) -> str:
+    """The states of an object; its masks and scores must agree with them."""
+    letters = {state: letter for letter, state in STATES.items()}
+    for frame, result in results:
+        seen = result.states[object_id] is not ObjectState.LOST
+        assert (result.labels == object_id).any() == seen
+        assert result.frame_index == frame.index
+    return "".join(letters[result.states[object_id]] for _, result in results)
+
+
+@pytest.mark.parametrize(
+    ("before", "unsure", "after", "walked"),
+    [
+        ("tttttt", set(), "tttttt", []),
+        ("tt--tt", set(), "tttttt", [4, 3, 2]),
+        ("tt--uutt", set(), "ttttuutt", [6, 5, 4, 3, 2]),  # starts where it is sure
+        ("tt---t", {2}, "tt-ttt", [5, 4, 3, 2]),  # and goes as far as it is
+        ("t--u-t", set(), "t--utt", [5, 4]),  # where it had been seen it ends
+        ("--t-t", set(), "ttttt", [2, 1, 0, 4, 3]),  # of a photo: not there at first
+        ("tt----", set(), "tt----", []),
+        ("t-----t", set(), "t-ttttt", [6, 5, 4, 3, 2]),  # four frames at most
+    ],
+)
+def test_gaps_are_filled_backwards(
+    before: str, unsure: set[int], after: str, walked: list[int]
+) -> None:
+    back = BackTracker(unsure)
+    results = list(looking_back(results_of(o1=before), back, 4))  # type: ignore[arg-type]
+    assert [frame.index for frame, _ in results] == list(range(len(before)))
+    assert told(results, 1) == after
+    assert back.walked == walked
+    filled = [result.scores[1] for _, result in results]
+    assert [score == 0.9 for score in filled] == [
+        a != b for a, b in zip(before, after, strict=True)
+    ]
+
+
+def test_others_keep_their_pixels_and_their_gaps() -> None:
+    def taken() -> Generator[tuple[Frame, TrackResult], None, None]:
+        for frame, result in results_of(o1="t--t", o2="tttt", o3="t---"):
+            if frame.index == 2:
+                result.labels[1, 2] = 2  # where the way back will find object 1
+                result.labels[1, 3] = 0
+            yield frame, result
+
+    results = list(looking_back(taken(), BackTracker(), 9))  # type: ignore[arg-type]
+    assert [result.states[1].value for _, result in results] == ["tracked"] * 4
+    assert results[2][1].labels[1, 2] == 2
+    assert told(results, 3) == "t---"
+
+
+def test_results_are_held_back_only_while_something_is_lost() -> None:
+    read: list[int] = []
+
+    def counted() -> Generator[tuple[Frame, TrackResult], None, None]:
+        for pair in results_of(o1="tt--tt-----"):
+            read.append(pair[0].index)
+            yield pair
+
+    ahead = [
+        read[-1] - frame.index
+        for frame, _ in looking_back(counted(), BackTracker(), 3)  # type: ignore[arg-type]
+    ]
+    assert ahead == [0, 0, 2, 1, 0, 0, 3, 3, 2, 1, 0]
+
+
+def test_closing_early_closes_the_results() -> None:
+    results = results_of(o1="ttt")
+    pairs = looking_back(results, BackTracker(), 3)  # type: ignore[arg-type]
+    next(pairs)
+    pairs.close()
+    assert results.gi_frame is None
+
+
+def test_track_looks_back_when_it_is_asked_to() -> None:
+    tracker = FakeTracker()
+    step, back = tracker.step, BackTracker()
+
+    def losing(frame: Frame, embedding: SimpleNamespace) -> TrackResult:
+        result = step(frame, embedding)
+        if frame.index in (2, 3):
+            lost = dict.fromkeys(result.states, ObjectState.LOST)
+            nothing = np.zeros_like(result.labels)
+            return TrackResult(frame.index, frame.time_s, nothing, result.scores, lost)
+        return result
+
+    tracker.step, tracker.twin = losing, lambda: back  # type: ignore[method-assign, attr-defined]
+    reference = Reference(labels=labels_of(0, {1}))
+    frames = [frame_at(index) for index in range(6)]
+    assert told(list(track(frames, tracker, reference)), 1) == "tt--tt"  # type: ignore[arg-type]
+    tracker.look_back = 8
+    assert told(list(track(frames, tracker, reference)), 1) == "tttttt"  # type: ignore[arg-type]
+    assert back.walked == [4, 3, 2]
