@@ -140,7 +140,7 @@ def _tracked(
         each = max(1, threads // at_once)
         embeddings = _encoded(chain((first,), frames), boxes, tracker, at_once, each)
         # The tracker works while the encoder does. With all threads for itself, too, each of its
-        # many small steps would wait for one that the encoder keeps from its turn.
+        # many small steps would wait for one whose core the encoder holds.
         share = max(1, threads // 2)
         with closing(_ahead(embeddings, at_once, "persam-planner")) as encoded:
             try:
