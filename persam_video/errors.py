@@ -14,6 +14,8 @@ the place where there is one, and are part of the printed message.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -63,3 +65,16 @@ class PromptError(PersamError, ValueError):
 
 class ConfigError(PersamError, ValueError):
     """A setting is unknown, of the wrong type, or out of range."""
+
+
+@contextmanager
+def telling_frame(index: int, doing: str) -> Iterator[None]:
+    """An error in the block says which frame it was, and what was done with it."""
+    try:
+        yield
+    except PersamError as error:
+        error.frame_index = index if error.frame_index is None else error.frame_index
+        raise
+    except Exception as error:
+        error.add_note(f"while {doing} frame {index} of the source")
+        raise

@@ -13,14 +13,14 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
-from persam_video.errors import PersamError, PromptError
+from persam_video.errors import PersamError, PromptError, telling_frame
 from persam_video.references.masks import check_mask_size
 from persam_video.sam.machine import processor_threads, take_threads, threads_taken
 from persam_video.sinks import MultiSink, Sink
@@ -146,7 +146,7 @@ def _tracked(
             try:
                 for frame, waiting in encoded:
                     embedding = waiting.result()
-                    with _telling(frame, "tracking"), threads_taken(share):
+                    with telling_frame(frame.index, "tracking"), threads_taken(share):
                         if labels is None:
                             result = tracker.step(frame, embedding)
                             boxes.put(tracker.planned[-1])
@@ -169,7 +169,7 @@ def _encoded(
     """
 
     def encode(frame: Frame, box_xyxy: Box) -> Embedding:
-        with _telling(frame, "encoding"):
+        with telling_frame(frame.index, "encoding"):
             return tracker.encode(frame.image_rgb, box_xyxy)
 
     pool = ThreadPoolExecutor(
@@ -183,19 +183,6 @@ def _encoded(
         raise
     finally:
         pool.shutdown()
-
-
-@contextmanager
-def _telling(frame: Frame, doing: str) -> Iterator[None]:
-    """An error in the block says which frame it was."""
-    try:
-        yield
-    except PersamError as error:
-        error.frame_index = frame.index if error.frame_index is None else error.frame_index
-        raise
-    except Exception as error:
-        error.add_note(f"while {doing} frame {frame.index} of the source")
-        raise
 
 
 def reference_labels(tracker: Tracker, reference: Reference, image_rgb: UInt8Array) -> UInt8Array:

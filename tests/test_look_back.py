@@ -129,6 +129,18 @@ def test_results_are_held_back_only_while_something_is_lost() -> None:
     assert ahead == [0, 0, 2, 1, 0, 0, 3, 3, 2, 1, 0]
 
 
+def test_an_error_on_the_way_back_tells_the_frame() -> None:
+    back = BackTracker()
+
+    def failing(frame: Frame) -> SimpleNamespace:
+        raise MemoryError
+
+    back.step = failing  # type: ignore[method-assign]
+    with pytest.raises(MemoryError) as caught:
+        list(looking_back(results_of(o1="tt--tt"), back, 4))  # type: ignore[arg-type]
+    assert caught.value.__notes__ == ["while looking back at frame 3 of the source"]
+
+
 def test_closing_early_closes_the_results() -> None:
     results = results_of(o1="ttt")
     pairs = looking_back(results, BackTracker(), 3)  # type: ignore[arg-type]

@@ -345,7 +345,7 @@ def upscale_inside(logits: Tensor, embedding: Embedding) -> tuple[tuple[slice, s
         embedding: The frame's embedding; it knows the sizes.
 
     Returns:
-        Rows and columns in source pixels, none for an empty mask, and float32 logits of these.
+        Rows and columns in source pixels, and float32 logits of these; of an empty mask a few.
     """
     side, positive = logits.shape[-1], logits > 0
     sizes = zip(embedding.input_hw, embedding.source_hw, strict=True)
@@ -355,7 +355,7 @@ def upscale_inside(logits: Tensor, embedding: Embedding) -> tuple[tuple[slice, s
         places = positive.any(dim=1 - dim).nonzero()[:, 0].tolist() or [0]
         around = slice(max(0, places[0] - _SUPPORT), places[-1] + 1 + _SUPPORT)
         touched = (matrix[:, places[0] : places[-1] + 1] > 0).any(dim=1).nonzero()[:, 0].tolist()
-        inside = slice(touched[0], touched[-1] + 1) if touched else slice(0)
+        inside = slice(touched[0], touched[-1] + 1) if touched else slice(0)  # only padding
         cells.append(around)
         pixels.append(inside)
         enlarging.append(matrix[inside, around])
@@ -376,6 +376,5 @@ def _enlarging(side: int, stride: int, length: int, source: int, device: torch.d
     """
     one_each = torch.eye(side, device=device)[None]
     pixels = F.interpolate(one_each, scale_factor=stride, mode="linear", align_corners=False)
-    return F.interpolate(pixels[..., :length], source, mode="linear", align_corners=False)[
-        0
-    ].T.contiguous()
+    pixels = F.interpolate(pixels[..., :length], source, mode="linear", align_corners=False)
+    return pixels[0].T.contiguous()

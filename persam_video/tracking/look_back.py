@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from persam_video.errors import telling_frame
 from persam_video.types import Frame, ObjectState, TrackResult
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ def _fill(held: deque[tuple[Frame, TrackResult]], sought: set[int], tracker: Tra
         sought = sought - (entered - lost)
         if not sought:
             return
-        back = tracker.step(frame)
+        with telling_frame(frame.index, "looking back at"):
+            back = tracker.step(frame)
         sought = sought & _in_state(back, ObjectState.TRACKED)
         found = sought & lost
         free = (result.labels == 0) & np.isin(back.labels, list(found))
