@@ -21,6 +21,8 @@ def take_threads(count: int) -> None:
 
     torch takes over the number for all threads that it has not met.
     """
+    # A thread that torch meets gets the latest number of any thread; after that it keeps its own.
+    torch.get_num_threads()
     torch.set_num_threads(count)
 
 
