@@ -54,6 +54,13 @@ def test_judge_return_counts_only_when_found_soon_and_absent_masks_are_blamed() 
     assert judge(truths, soon, (1,)).false_area == pytest.approx(1 / 4)
 
 
+def test_judge_all_means_and_sums() -> None:
+    from hard_cases import Findings, judge_all
+
+    scenes = [Findings(0.5, 1, 1, 0, 0.2), Findings(0.7, 0, 2, 2, 0.0)]
+    assert judge_all(scenes) == Findings(pytest.approx(0.6), 1, 3, 2, pytest.approx(0.1))
+
+
 @pytest.mark.needs_davis
 def test_compose_every_case_has_its_objects_and_the_hardship_it_is_named_for(
     davis_root: Path,
@@ -61,7 +68,7 @@ def test_compose_every_case_has_its_objects_and_the_hardship_it_is_named_for(
     from hard_cases import CASES, Cutouts, compose
 
     cutouts = Cutouts(davis_root)
-    clips = {name: compose(case, cutouts) for name, case in CASES.items()}
+    clips = {name: compose(case, case.casts[0], cutouts) for name, case in CASES.items()}
     ids = {name: set(np.unique(clip[0][1]).tolist()) - {0} for name, clip in clips.items()}
     assert ids["crossing"] == {1, 2}
     assert ids["look_alike"] == {1, 100}
@@ -70,3 +77,18 @@ def test_compose_every_case_has_its_objects_and_the_hardship_it_is_named_for(
     assert min(areas["return"]) == min(areas["occlusion"]) == 0
     assert areas["return"][-1] > 500 < areas["occlusion"][-1]
     assert areas["grows"][-1] > 8 * areas["grows"][0]
+    still, panned = (clips[name][0][0].image_rgb for name in ("return", "return_pan"))
+    assert (still != panned).any()
+    assert (clips["return"][-1][1] == clips["return_pan"][-1][1]).all()
+
+
+@pytest.mark.needs_davis
+@pytest.mark.parametrize("name", ["return", "return_pan", "occlusion"])
+def test_compose_every_cast_returns(davis_root: Path, name: str) -> None:
+    from hard_cases import CASES, Cutouts, compose, judge
+
+    cutouts = Cutouts(davis_root)
+    for cast in CASES[name].casts:
+        truths = [truth for _, truth in compose(CASES[name], cast, cutouts)]
+        found = judge(truths, truths, (1,))
+        assert found.returns == found.found == 1

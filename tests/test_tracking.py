@@ -418,6 +418,20 @@ def test_strays_what_has_just_come_into_the_picture_is_something_else(
     assert torch.equal(without_strays(moved[None], [rider], (16, 32))[0], moved)
 
 
+def test_strays_place_that_looks_as_the_background_did_is_nothing_of_the_object() -> None:
+    before = torch.full((20, 30), -4.0)
+    before[5:12, 4:12] = 4.0
+    now = before.clone()
+    now[13:15, 4:8] = 4.0
+    votes = torch.zeros(20, 30)
+    seen = some_object(1, before)
+    assert torch.equal(without_strays(now[None], [seen], (20, 30), votes)[0], now)
+    votes[13:, :] = -0.6
+    assert torch.equal(without_strays(now[None], [seen], (20, 30), votes)[0], before)
+    votes[:, :] = -0.6  # all of it has gone
+    assert not (without_strays(now[None], [seen], (20, 30), votes) > 0).any()
+
+
 def test_strays_part_far_off_in_the_place_of_another_object_is_that_one() -> None:
     """dogs-jump: a patch of the smaller dog stayed with the larger one that had stood before it."""
     large = torch.full((24, 48), -4.0)

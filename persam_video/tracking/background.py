@@ -11,7 +11,8 @@ a change says nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,7 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from persam_video.types import BoolArray, Float32Array, UInt8Array
+from persam_video.tracking.grid import over_square
+from persam_video.tracking.passing import Passing
+from persam_video.types import BoolArray, Embedding, Float32Array, UInt8Array
 
 _LONGEST = 512
 """Longer side in pixels at which pictures are compared."""
@@ -71,6 +74,30 @@ _CUT_LEARNT = 0.3
 """Share of a new frame in how much pictures differ."""
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What the background says about a frame.
+
+    Attributes:
+        votes: (h, w) float32 in [-1, 1]: +1 where something has come, -1 where all is as it was, 0
+            where nothing is known.
+        empty: (h, w) float32 in [0, 1]: 1 where all is as it was when all objects were seen and
+            none of them was there, so that none that is lost is there now.
+    """
+
+    votes: Tensor
+    empty: Tensor
+
+    def without_what_has_come(self) -> Change:
+        """As long as nobody knows which object it is."""
+        return replace(self, votes=self.votes.clamp_max(0))
+
+    def over_square(self, embedding: Embedding) -> Change:
+        """Both as (4h, 4w) over the padded square of the frame's embedding."""
+        maps = (m.to(embedding.neck.device) for m in (self.votes, self.empty))
+        return Change(*(over_square(m, embedding) for m in maps))
+
+
 class Background:
     """The background of one clip, seen from the latest frame.
 
@@ -85,20 +112,21 @@ class Background:
         self._known: BoolArray = np.zeros((0, 0), np.bool_)
         self._objects: BoolArray = np.zeros((0, 0), np.bool_)
         self._inside: BoolArray = np.zeros((0, 0), np.bool_)
+        self._empty: BoolArray = np.zeros((0, 0), np.bool_)
+        self._passing = Passing()
         self._false_alarms = _DISTRUST
         self._restless: float | None = None
         self.cut = False
         """Whether the latest frame is from another scene or viewpoint than the one before."""
 
-    def look(self, image_rgb: UInt8Array) -> Tensor:
+    def look(self, image_rgb: UInt8Array) -> Change:
         """Compare a new frame with the background; ``cut`` is about this frame then.
 
         Args:
             image_rgb: (H, W, 3) uint8 RGB.
 
         Returns:
-            (h, w) float32 in [-1, 1] over the whole frame, h, w <= 512: +1 where something has
-            come, -1 where all is as it was, 0 where nothing is known.
+            Over the whole frame, h, w <= 512.
         """
         gray, colours = _reduced(image_rgb)
         old, shape = self._view, gray.shape
@@ -113,26 +141,27 @@ class Background:
             self._restless = of_late + _CUT_LEARNT * (apart - of_late)
         if moved is None:
             self._mean, self._spread = colours.copy(), np.full(shape, _NOISE, np.float32)
-            self._known, self._objects, self._inside = (np.zeros(shape, np.bool_) for _ in range(3))
+            self._known, self._objects = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
+            self._inside, self._empty = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
             self._false_alarms = _DISTRUST
         else:
             assert old is not None
             stayed = _distance(colours, _warped(old.colours, moved)) < _CHANGING * _NOISE
             self._mean = _warped(self._mean, moved)
-            masks = self._known, self._objects, self._inside
+            masks = self._known, self._objects, self._inside, self._empty
             together = _warped(np.stack([self._spread, *masks], axis=2, dtype=np.float32), moved)
             self._spread = together[..., 0].copy()
             # Interpolation takes a rim off what is known with every motion, and with it what has
             # been behind the object for so long that its place is no longer certain.
             self._known, self._objects = together[..., 1] > 0.99, together[..., 2] > 0.5
-            self._inside = together[..., 3] > 0.5
+            self._inside, self._empty = together[..., 3] > 0.5, together[..., 4] > 0.99
         difference = _difference(colours, self._mean)
         sampled = difference[::2, ::2][self._known[::2, ::2]]
         usual = float(np.percentile(sampled, 70)) if sampled.size else 0.0
         floor = max(usual, _NOISE)
         spread = np.maximum(self._spread, floor)
         spreads = np.asarray(difference / spread, np.float32)
-        self._view = _View(gray, colours, difference, spreads, stayed)
+        self._view = _View(gray, colours, difference, spreads, stayed, moved)
         seen = _ramp(one_plane, *_ONE_PLANE)
         trust = seen * (1 - _ramp(self._false_alarms, *_FALSE_ALARMS))
         trust *= 1 - _ramp(self._strange(spreads), *_STRANGE)
@@ -142,21 +171,25 @@ class Background:
         # Smoke and crowds make changes mean nothing, but not that something looks as it did.
         still = trust * np.clip(_STILL - spreads, 0, 1)
         still = np.maximum(still, seen * np.clip(_STILL - difference / floor, 0, 1))
-        change = (come - still) * self._known
-        return torch.from_numpy(cv2.GaussianBlur(change.astype(np.float32), (0, 0), 1.0))
+        maps = (come - still) * self._known, still * self._empty
+        return Change(*(torch.from_numpy(_smoothed(m)) for m in maps))
 
-    def learn(self, objects: BoolArray) -> None:
+    def learn(self, labels: UInt8Array, *, all_seen: bool = True) -> None:
         """Take what is not an object in the frame just looked at as background.
 
         Args:
-            objects: (H, W) bool, all objects in it.
+            labels: (H, W) uint8 label map of all objects in it; void is no background.
+            all_seen: None of the objects is lost.
         """
         view = self._view
         assert view is not None
-        self._objects, inside = _taken(objects, view)
+        self._objects, inside = _taken(labels > 0, view)
+        small = cv2.resize(labels, view.gray.shape[::-1], interpolation=cv2.INTER_NEAREST)
+        passed = self._passing.learn(np.asarray(small, np.uint8), view.stayed, view.camera)
+        self._objects &= ~passed
         # What was well inside an object and has stayed as it was is still that object, found or
         # not. Learnt as background, what is missed once would be missed for good.
-        self._inside = inside | (self._inside & view.stayed)
+        self._inside = (inside | (self._inside & view.stayed)) & ~passed
         free = ~(self._objects | self._inside)
         known, new = self._known & free, free & ~self._known
         nearby = known & _grown(self._objects, _NEARBY)
@@ -169,6 +202,9 @@ class Background:
         self._mean[new] = view.colours[new]
         self._spread[new] = _NOISE
         self._known |= free
+        # What has changed meanwhile may be the lost object, and has been learnt as background.
+        unlike = free & (view.spreads > _ALARM)
+        self._empty = self._known.copy() if all_seen else self._empty & ~unlike
 
     def _strange(self, spreads: Float32Array) -> float:
         """Changed area near the objects that they cannot have moved to, in areas of the objects."""
@@ -187,6 +223,7 @@ class Background:
         self._objects |= taken
         self._inside |= taken
         self._known &= ~taken
+        self._empty &= ~taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +231,7 @@ class _View:
     """What is kept of the latest frame: all (h, w), colours (h, w, 3).
 
     ``difference`` is the one to the background's mean, ``spreads`` the same in spreads; ``stayed``
-    says where the frame looks like the one before.
+    says where the frame looks like the one before, and ``camera`` is the homography from there.
     """
 
     gray: UInt8Array
@@ -202,6 +239,7 @@ class _View:
     difference: Float32Array
     spreads: Float32Array
     stayed: BoolArray
+    camera: NDArray[np.float64] | None
 
 
 def _reduced(image_rgb: UInt8Array) -> tuple[UInt8Array, Float32Array]:
@@ -289,6 +327,10 @@ def _taken(mask: BoolArray, view: _View) -> tuple[BoolArray, BoolArray]:
 def _grown(mask: BoolArray, pixels: int) -> BoolArray:
     side = 2 * pixels + 1
     return cv2.dilate(mask.astype(np.uint8), np.ones((side, side), np.uint8)) > 0
+
+
+def _smoothed(picture: NDArray[Any]) -> Float32Array:
+    return np.asarray(cv2.GaussianBlur(picture.astype(np.float32), (0, 0), 1.0), np.float32)
 
 
 def _ramp(values: Float32Array | float, low: float, high: float) -> Float32Array:

@@ -109,7 +109,7 @@ class CloseUps:
             objects: N objects.
             frame: The frame.
             full: (N, H, W) float32 logits, the objects as found in the whole frame.
-            change: (h', w') float32 in [-1, 1], what ``Background.look`` says about the frame.
+            change: (h', w') float32 in [-1, 1], what ``Background.look`` votes about the frame.
 
         Returns:
             (N, H, W) float32 logits, after the objects have competed again.

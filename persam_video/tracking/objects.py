@@ -16,7 +16,7 @@ from persam_video.personalize.target import Target
 from persam_video.tracking.appearance_memory import AppearanceMemory
 from persam_video.tracking.motion import Motion
 from persam_video.tracking.target_model import TargetModel
-from persam_video.types import BoolArray, ObjectState
+from persam_video.types import BoolArray, Float32Array, ObjectState
 
 _LIKENESS_RATE = 0.2
 _MOST_FRAMES = 5  # a velocity says little about a place longer after
@@ -25,6 +25,7 @@ _SUDDEN = 0.25  # areas of the object that may come into sight at once, though n
 _AREA_DECAY = 0.95
 _SCRAP = 0.1  # areas of the object that it has at least where it is not expected
 _EDGE = 2  # cells beside the picture's edge that are at it
+_EMPTY = -0.5  # mean vote of the background from which on a part is a place where nothing is
 _STRAY = 0.02  # an object that moves smoothly overlaps its own expected place by more
 
 
@@ -116,11 +117,15 @@ class TrackedObject:
 
 
 def without_strays(
-    logits: Tensor, objects: list[TrackedObject], picture_hw: tuple[int, int]
+    logits: Tensor,
+    objects: list[TrackedObject],
+    picture_hw: tuple[int, int],
+    votes: Tensor | None = None,
 ) -> Tensor:
     """Take the parts off the masks that are likely something else.
 
     What is away from an object's place is not of it (``_away``): it has just come into the picture.
+    A part that looks as the background did there is none (the object has left it behind).
     Of the parts in another object's place only those are kept that are not away from the largest
     part of its own. While one object is lost or uncertain, another one that looks like it would
     take it over; and an object that more than doubles from one frame to the next has rather been
@@ -131,6 +136,7 @@ def without_strays(
         logits: (N, 4h, 4w) float32, masks of a new frame.
         objects: The N objects, as they were in the frame before.
         picture_hw: Rows and columns that are no padding.
+        votes: (4h, 4w) float32 in [-1, 1], ``Change.votes`` over the padded square.
 
     Returns:
         (N, 4h, 4w) float32 logits.
@@ -142,9 +148,11 @@ def without_strays(
     for i, (mask, obj, itself) in enumerate(zip(kept, objects, unsure, strict=True)):
         inside = mask[:rows, :columns]
         parts, count = _parts((inside > 0).cpu().numpy())
-        if obj.frames_lost > 0 or count < 2:
+        if obj.frames_lost > 0 or count == 0:
             continue
         strays = _away(parts, places[i], _hidden(obj, places[i]))
+        if votes is not None:
+            strays |= _nothing_there(parts, votes[:rows, :columns].cpu().numpy())
         main = _largest_part(places[i])
         others = [p for j, p in enumerate(places) if j != i and objects[j].frames_lost == 0]
         if others:
@@ -192,6 +200,15 @@ def _away(parts: NDArray[Any], place: BoolArray, hidden: float) -> BoolArray:
                 impossible[parts[edge]] = True
     away: BoolArray = (apart & impossible)[parts]
     return away
+
+
+def _nothing_there(parts: NDArray[Any], votes: Float32Array) -> BoolArray:
+    """(H, W) bool, of some numbered parts those where the background is as it was, by its votes."""
+    sums = np.bincount(parts.ravel(), weights=votes.ravel())
+    empty = sums < _EMPTY * np.bincount(parts.ravel())
+    empty[0] = False
+    nothing: BoolArray = empty[parts]
+    return nothing
 
 
 def _largest_part(mask: BoolArray) -> BoolArray:

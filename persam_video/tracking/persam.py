@@ -23,6 +23,7 @@ from persam_video.personalize.location_prior import (
 from persam_video.personalize.scale_weights import fit_scale_weights
 from persam_video.personalize.target import Target, valid_cells
 from persam_video.sam.decoder import Guidance, PromptBatch, SamDecoder
+from persam_video.tracking.background import Change
 from persam_video.tracking.objects import TrackedObject
 from persam_video.types import Embedding
 
@@ -70,7 +71,7 @@ class PersamMethod:
             obj.scale_weights = fit_scale_weights(logits[1:], (obj.logits > 0).float())
 
     def segment(
-        self, objects: list[TrackedObject], embedding: Embedding, change: Tensor | None = None
+        self, objects: list[TrackedObject], embedding: Embedding, change: Change | None = None
     ) -> tuple[Tensor, Tensor]:
         """Masks of N objects in a new frame: (N, 4h, 4w) logits and (N,) scores in [0, 1].
 

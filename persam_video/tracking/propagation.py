@@ -20,6 +20,7 @@ from persam_video.config import PersonalizeConfig, TrackConfig
 from persam_video.sam.decoder import SamDecoder, cells_of_picture, window_seen
 from persam_video.tracking.aggregation import moved_objects
 from persam_video.tracking.appearance_memory import AppearanceMemory
+from persam_video.tracking.background import Change
 from persam_video.tracking.cell_scores import cell_scores
 from persam_video.tracking.features import FeatureSpace, FrameFeatures, Sums, grid_stride
 from persam_video.tracking.grid import (
@@ -27,7 +28,6 @@ from persam_video.tracking.grid import (
     cells_of,
     on_grid,
     on_square,
-    over_square,
     region_around,
 )
 from persam_video.tracking.lesson import Lesson
@@ -120,14 +120,14 @@ class PropagationMethod:
         return self._frame[1]
 
     def segment(
-        self, objects: list[TrackedObject], embedding: Embedding, change: Tensor | None = None
+        self, objects: list[TrackedObject], embedding: Embedding, change: Change | None = None
     ) -> tuple[Tensor, Tensor]:
         """Masks of N objects in a new frame.
 
         Args:
             objects: The objects.
             embedding: Of the frame.
-            change: (h', w') float32 in [-1, 1], what ``Background.look`` says about the frame.
+            change: What ``Background.look`` says about the frame, over the padded square.
 
         Returns:
             (N, 4h, 4w) float32 logits and (N,) scores in [0, 1].
@@ -144,7 +144,7 @@ class PropagationMethod:
         return logits, scores
 
     def _propagate(
-        self, objects: list[TrackedObject], embedding: Embedding, change: Tensor | None
+        self, objects: list[TrackedObject], embedding: Embedding, change: Change | None
     ) -> tuple[Tensor, Tensor]:
         """``segment`` for objects that have a target model."""
         moved = self._moved(objects, embedding, change)
@@ -161,21 +161,22 @@ class PropagationMethod:
         return logits, _certainty(logits) * (alike / _ALIKE).clamp(0, 1)
 
     def _moved(
-        self, objects: list[TrackedObject], embedding: Embedding, change: Tensor | None
+        self, objects: list[TrackedObject], embedding: Embedding, change: Change | None
     ) -> Tensor:
         """(N, 4h, 4w) logits for each of the objects, from what has changed in the frame.
 
-        A lost object can have been learnt as background, so nothing is said about it.
+        A lost object can have been learnt as background; only where the background was seen before
+        it was lost, and is as it was, it cannot be, whatever its looks.
         """
         expected = torch.stack([obj.expected_logits() for obj in objects]) > 0
         if change is None:
             return torch.zeros_like(expected, dtype=torch.float32)
         # No more than the prior's limit, which is all that speaks against a place far away.
-        most = min(self._config.background, self._config.logit_limit)
-        logits = most * over_square(change.to(expected.device), embedding)
-        moved = moved_objects(expected, logits)
-        seen = torch.tensor([obj.frames_lost == 0 for obj in objects], device=expected.device)
-        return moved * seen[:, None, None]
+        limit = self._config.logit_limit
+        most = min(self._config.background, limit)
+        moved = moved_objects(expected, most * change.votes)
+        lost = torch.tensor([obj.frames_lost > 0 for obj in objects], device=expected.device)
+        return torch.where(lost[:, None, None], -2 * limit * change.empty, moved)
 
     def _prior(
         self, obj: TrackedObject, embedding: Embedding, region: Tensor, moved: Tensor

@@ -27,7 +27,7 @@ from persam_video.sam.image_encoder import (
 )
 from persam_video.sam.models import load_sam
 from persam_video.tracking.aggregation import label_map, soft_aggregate
-from persam_video.tracking.background import Background
+from persam_video.tracking.background import Background, Change
 from persam_video.tracking.close_up import CloseUps
 from persam_video.tracking.crop import box_ahead, box_around, shows_expected_places
 from persam_video.tracking.motion import Motion
@@ -35,6 +35,7 @@ from persam_video.tracking.objects import TrackedObject, without_strays
 from persam_video.tracking.persam import PersamMethod
 from persam_video.tracking.propagation import PropagationMethod
 from persam_video.types import (
+    VOID,
     Box,
     Embedding,
     Frame,
@@ -69,11 +70,11 @@ class Method(Protocol):
         """
 
     def segment(
-        self, objects: list[TrackedObject], embedding: Embedding, change: Tensor | None = None
+        self, objects: list[TrackedObject], embedding: Embedding, change: Change | None = None
     ) -> tuple[Tensor, Tensor]:
         """(N, 4h, 4w) logits and (N,) scores of the objects in a new frame.
 
-        ``change`` is what ``Background.look`` says about it.
+        ``change`` is what ``Background.look`` says about it, over the padded square.
         """
 
     def remember(self, objects: list[TrackedObject], embedding: Embedding) -> None:
@@ -237,7 +238,7 @@ class Tracker:
         whole = None if embedding.window is None else self.encode(frame.image_rgb)
         self._learn(labels, embedding, whole=whole)
         if self._background:
-            self._background.learn(labels > 0)  # void included: it may be object
+            self._background.learn(labels)  # void included: it may be object
         self._planned = tuple(self._box_ahead(1 + i) for i in range(PLANNED))
         return self._result(frame, self._reference_labels(labels))
 
@@ -291,18 +292,21 @@ class Tracker:
         objects: list[TrackedObject],
         frame: Frame,
         embedding: Embedding,
-        change: Tensor | None,
+        change: Change | None,
     ) -> UInt8Array:
         """(H, W) uint8 label map of a frame; everything learns from it."""
         labels = np.zeros(frame.size_hw, np.uint8)
         found = labels > 0
         lost = [obj for obj in objects if obj.frames_lost > 0]
         if change is not None and lost:
-            change = change.clamp_max(0)  # what has come may be the lost one
+            change = change.without_what_has_come()  # it may be the lost one
         if objects:
-            claimed, scores = self._method.segment(objects, embedding, change)
+            square = change.over_square(embedding) if change else None
+            claimed, scores = self._method.segment(objects, embedding, square)
             rows, columns = (-(-length // 4) for length in embedding.input_hw)
-            claimed = without_strays(claimed, objects, (rows, columns))
+            claimed = without_strays(
+                claimed, objects, (rows, columns), square.votes if square else None
+            )
             # In the padding there is nothing to compete for; one cell of it goes on as the picture.
             logits, picture = claimed.clone(), (slice(rows + 1), slice(columns + 1))
             logits[(..., *picture)] = soft_aggregate(claimed[(..., *picture)])
@@ -318,7 +322,9 @@ class Tracker:
                 full = upscale_logits(logits[shown][None], embedding)[0]
                 found = (full > 0).any(dim=0).cpu().numpy()
                 # What has returned may have been learnt as background while it was lost.
-                full = self._close_ups.refine(seen, frame, full, None if returned else change)
+                full = self._close_ups.refine(
+                    seen, frame, full, None if returned or change is None else change.votes
+                )
                 parts = [((slice(None), slice(None)), mask) for mask in full]
             else:
                 parts = [upscale_inside(logits[i], embedding) for i in shown]
@@ -327,7 +333,8 @@ class Tracker:
             self._method.remember(objects, embedding)
         if self._background:
             found |= labels > 0
-            self._background.learn(found)
+            taken = np.where(found & (labels == 0), np.uint8(VOID), labels)
+            self._background.learn(taken, all_seen=all(obj.frames_lost == 0 for obj in objects))
             if returned:
                 self._background.forget(found)
         return labels

@@ -1,0 +1,103 @@
+"""Which pixels an object has passed: on label maps whose motion is known."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from persam_video.tracking.passing import Passing
+from persam_video.types import VOID, BoolArray, UInt8Array
+
+SHAPE = (40, 120)
+STAYED = np.ones(SHAPE, np.bool_)
+STILL = np.eye(3)
+
+
+def square(left: int, label: int = 1) -> UInt8Array:
+    """A label map with a square of 20 pixels, cut off where the picture ends."""
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[10:30, max(0, left) : max(0, left + 20)] = label
+    return labels
+
+
+def shifted(pixels: float) -> np.ndarray:
+    return np.array([[1.0, 0.0, pixels], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+
+
+def passed_in(passing: Passing, clip: list[UInt8Array], camera: np.ndarray = STILL) -> BoolArray:
+    """What is passed in the last of some frames."""
+    for labels in clip:
+        passed = passing.learn(labels, STAYED, camera)
+    return passed
+
+
+def with_scrap(left: int) -> UInt8Array:
+    """The square, and a scrap that stays below where it was at first."""
+    labels = square(left)
+    labels[33:37, 10:14] = 1
+    return labels
+
+
+def test_scrap_left_behind_is_passed_once_the_object_has_gone_its_length() -> None:
+    before = [with_scrap(10 + 4 * i) for i in range(5)]  # 16 of its 20 pixels
+    assert not passed_in(Passing(), before).any()
+    passed = passed_in(Passing(), [*before, with_scrap(30)])
+    scrap = with_scrap(30) > square(30)
+    assert np.array_equal(passed, scrap)
+
+
+def test_object_of_one_colour_has_not_passed_its_own_pixels() -> None:
+    """They look as if they had stayed, too."""
+    passing = Passing()
+    assert not any(passed_in(passing, [square(4 * i)]).any() for i in range(25))
+
+
+def test_scrap_that_changes_is_not_passed() -> None:
+    passing, changed = Passing(), STAYED.copy()
+    changed[33:37, 10:14] = False
+    passed_in(passing, [with_scrap(10 + 4 * i) for i in range(5)])
+    assert not passing.learn(with_scrap(30), changed, STILL).any()
+    assert not passing.learn(with_scrap(34), STAYED, STILL).any()  # counted anew
+
+
+def test_still_object_that_the_camera_leaves_behind_is_not_passed() -> None:
+    """It goes out of the picture without moving: of its edges one is cut off, one stays."""
+    passing = Passing()
+    passed = [passed_in(passing, [square(30 - 4 * i)], shifted(-4)).any() for i in range(12)]
+    assert not any(passed)
+
+
+def test_object_that_leaves_is_measured_by_the_edge_that_is_seen() -> None:
+    leaving = [with_scrap(12 - 4 * i) for i in range(6)]
+    assert not passed_in(Passing(), leaving[:5]).any()
+    passed = passed_in(Passing(), leaving)
+    assert passed[35, 12]
+
+
+def test_object_that_goes_behind_something_is_not_passed() -> None:
+    """Its hidden edge moves, and the other one does not."""
+    clip = []
+    for i in range(5):
+        labels = square(40)
+        labels[:, 56 - 4 * i :] = 0
+        clip.append(labels)
+    assert not passed_in(Passing(), clip).any()
+
+
+def test_another_view_and_another_size_start_anew() -> None:
+    passing = Passing()
+    passed_in(passing, [with_scrap(10 + 4 * i) for i in range(5)])
+    assert not passing.learn(with_scrap(30), STAYED, None).any()
+    assert not passing.learn(with_scrap(34), STAYED, STILL).any()
+    small = with_scrap(38)[:20]
+    assert passing.learn(small, STAYED[:20], STILL).shape == (20, 120)
+
+
+def test_every_object_is_measured_by_its_own_way_and_void_is_nobodys() -> None:
+    def both(left: int) -> UInt8Array:
+        labels = np.maximum(with_scrap(left), square(90, 7))
+        labels[:3] = VOID
+        return labels
+
+    passed = passed_in(Passing(), [both(10 + 4 * i) for i in range(6)])
+    assert passed[35, 12]
+    assert not passed[:, 90:].any() and not passed[:3].any()
