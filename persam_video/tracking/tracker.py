@@ -476,4 +476,4 @@ def _kept_share(claimed: Tensor, won: Tensor) -> Tensor:
     A mask mostly lost to another object's was on that object.
     """
     before, after = (claimed > 0).sum(dim=(1, 2)), (won > 0).sum(dim=(1, 2))
-    return after / before.clamp_min(1)
+    return (after / before.clamp_min(1)).clamp_max(1)
