@@ -43,9 +43,7 @@ def summed_every_second(looks: Tensor) -> FrameFeatures:
     """The same with every second row and column in its sums."""
     frame = frame_of(looks)
     samples = every_cell(frame)[::2, ::2]
-    return replace(
-        frame, step=2, samples=samples, sums=Sums.over(samples.flatten(0, 1), weight=4.0)
-    )
+    return replace(frame, step=2, samples=samples, sums=Sums.over(samples.flatten(0, 1)).times(4.0))
 
 
 def two_kinds(mask: Tensor) -> Tensor:
@@ -93,7 +91,7 @@ def test_target_model_equations_are_the_weighted_sums_over_cells() -> None:
     region[1:10, 2:13] = True
     rivals[8:11, 10:14] = True  # some of it beside the region
     frame = summed_every_second(torch.randn(*GRID, 5))
-    lesson = Lesson.around(mask, region, frame, rivals=rivals)
+    lesson = Lesson.around(mask, region, frame).against(frame, rivals=rivals)
     matrix, vector = TargetModel(TrackConfig())._normal_equations(frame, lesson)
     inside, counted, chosen = mask > 0.5, torch.zeros(GRID), torch.zeros(GRID)
     counted[::2, ::2] = 4.0  # these stand for all
@@ -119,7 +117,7 @@ def test_target_model_other_object_of_a_similar_look_is_told_apart() -> None:
     frame, scores = frame_of(looks), []
     for known in (None, rivals):
         model = TargetModel(TrackConfig())
-        model.fit(frame, Lesson.around(mask, EVERYWHERE, frame, rivals=known))
+        model.fit(frame, Lesson.around(mask, EVERYWHERE, frame).against(frame, rivals=known))
         score = scored(frame, model)
         scores.append(float(score[rivals].mean()))
     assert scores[0] > 0
@@ -140,7 +138,7 @@ def test_lesson_what_looks_like_the_object_far_away_is_learnt_as_far_as_it_is_la
     alike = frame.sampled(banner)
     scores, remembered = [], []
     for known in (None, alike):
-        lesson = Lesson.around(mask, region, frame, alike=known)
+        lesson = Lesson.around(mask, region, frame).against(frame, alike=known)
         model, memory = TargetModel(TrackConfig()), AppearanceMemory()
         model.fit(frame, lesson)
         memory.fit(lesson)
@@ -149,7 +147,7 @@ def test_lesson_what_looks_like_the_object_far_away_is_learnt_as_far_as_it_is_la
         assert scored(frame, model)[mask > 0].min() > 0
     assert scores[0] > 0.2 and remembered[0] > 0.9
     assert scores[1] < scores[0] - 0.2 and remembered[1] < 0
-    small = Lesson.around(mask, region, frame, alike=alike[:3])
+    small = Lesson.around(mask, region, frame).against(frame, alike=alike[:3])
     assert lesson.other_weight == pytest.approx(18 / 30 / 3)
     assert small.other_weight == pytest.approx(3 / 30 / 3)
     assert small.other_sums is not None and small.other_sums.count == 3
@@ -236,7 +234,7 @@ def test_lesson_cells_far_off_are_thinned_and_count_for_those_left_out() -> None
     region, rivals = torch.zeros((2, 40, 40), dtype=torch.bool)
     region[:30, :30], rivals[8:12, 28:36] = True, True
     frame = frame_of(torch.randn(40, 40, 4))
-    lesson = Lesson.around(mask, region, frame, rivals=rivals)
+    lesson = Lesson.around(mask, region, frame).against(frame, rivals=rivals)
     memory = AppearanceMemory()
     memory.fit(lesson)
     assert memory._reference is not None
@@ -298,7 +296,7 @@ def test_sums_are_over_one_cell_of_each_embedded_one(strides: tuple[int, ...], s
     embedding = made_up(256, strides)
     space = FeatureSpace.fit(embedding, stride, components=24)
     frame, step = space.features(embedding), 16 // stride
-    expected = Sums.over(every_cell(frame)[::step, ::step].flatten(0, 1), step**2)
+    expected = Sums.over(every_cell(frame)[::step, ::step].flatten(0, 1)).times(step**2)
     assert frame.step == step
     torch.testing.assert_close(frame.sums.gram, expected.gram, atol=1e-2, rtol=1e-4)
     torch.testing.assert_close(frame.sums.total, expected.total, atol=1e-2, rtol=1e-4)

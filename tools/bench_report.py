@@ -73,6 +73,11 @@ def ratios(sections: Mapping[str, Any]) -> dict[str, Any]:
                 f"time of a step with {count} objects, {many['found']:.0%} of them found, over "
                 "that with one",
             )
+            found[f"objects_{count}_over_1_end_to_end"] = _of_rounds(
+                objects["1"]["round_fps"],
+                many["round_fps"],
+                f"time of a frame from end to end with {count} objects over that with one",
+            )
     return found | _of_lengths(sections.get("lengths", []))
 
 

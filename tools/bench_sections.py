@@ -127,14 +127,14 @@ def compare(job: Job) -> dict[str, Any]:
 
 
 def objects(job: Job) -> dict[str, Any]:
-    """More and more objects; overlapping is left out."""
+    """More and more objects."""
     truth = job.truth
     if truth is not None:
         truth = (
             None if job.args.object_shape == "boxes" else Truth(truth.folder, merge_objects=True)
         )
     benches = {
-        str(count): job.bench(job.tracker, labels, truth=truth, run=None)
+        str(count): job.bench(job.tracker, labels, truth=truth)
         for count, labels in object_maps(job).items()
     }
     return job.in_turns("objects", benches)

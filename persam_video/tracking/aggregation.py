@@ -7,9 +7,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 from persam_video.types import UInt8Array
+
+_LEAST = 1e-37
+"""Chance of the background: float32 has no much smaller numbers."""
 
 
 def soft_aggregate(logits: Tensor) -> Tensor:
@@ -28,12 +30,13 @@ def soft_aggregate(logits: Tensor) -> Tensor:
     """
     if len(logits) == 1:
         return logits
-    log_background = F.logsigmoid(-logits).sum(dim=0, keepdim=True).clamp(max=-1e-6)
-    background = log_background - torch.log(-torch.expm1(log_background))
-    odds = torch.cat([logits, background])
-    best, second = odds.topk(2, dim=0).values
-    rival = torch.where(logits == best, second, best)
-    return (logits - rival) / 2
+    # With nine objects that are all certain it could be 0, where it is nobody's rival any more.
+    background = torch.sigmoid(-logits).prod(dim=0).clamp(_LEAST, 1 - 1e-6).logit()
+    best, second = background, torch.full_like(background, -torch.inf)
+    for odds in logits:
+        second = torch.maximum(second, torch.minimum(best, odds))
+        best = torch.maximum(best, odds)
+    return (logits - torch.where(logits == best, second, best)) / 2
 
 
 def moved_objects(taken: Tensor, change: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ class AppearanceMemory:
         for chunk in torch.split(asked, _CHUNK):
             # With the column of ones: sharpness x (cosine - 1), so the exponential is at most 1.
             weights = torch.mm(chunk, cells, out=buffer[: len(chunk)])
-            of_object, of_all = F.linear(weights.exp_(), counts).float().unbind(1)
+            of_object, of_all = F.linear(counts, weights.exp_()).float()
             scores.append(2 * of_object / of_all - 1)
         return torch.cat(scores)
 

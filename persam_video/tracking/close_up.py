@@ -217,7 +217,8 @@ class CloseUp:
         mask = _shrunk(logits.sigmoid()[window.slices], embedding, _STRIDE)
         others = _shrunk(rivals[window.slices].float(), embedding, _STRIDE) > 0.5
         padding = cells_of(self._config.region_padding, embedding, _STRIDE)
-        lesson = Lesson.around(mask, region_around(mask, padding), frame, rivals=others)
+        lesson = Lesson.around(mask, region_around(mask, padding), frame)
+        lesson = lesson.against(frame, rivals=others)
         if self._model is None:
             self._model = TargetModel(self._config)
             self._model.fit(frame, lesson)

@@ -71,9 +71,15 @@ class Sums:
     count: float
 
     @classmethod
-    def over(cls, cells: Tensor, weight: float = 1.0) -> Sums:
-        """Of (n, C) features that count ``weight`` times each."""
-        return cls(weight * (cells.T @ cells), weight * cells.sum(dim=0), weight * len(cells))
+    def over(cls, cells: Tensor, counts: Tensor | None = None) -> Sums:
+        """Of (n, C) features, which count once or (n,) times."""
+        if counts is None:
+            return cls(cells.T @ cells, cells.sum(dim=0), len(cells))
+        return cls((cells * counts[:, None]).T @ cells, counts @ cells, float(counts.sum()))
+
+    def times(self, weight: float) -> Sums:
+        """Each of the cells counts so many times."""
+        return Sums(weight * self.gram, weight * self.total, weight * self.count)
 
     def __add__(self, other: Sums) -> Sums:
         """Over the cells of both."""
@@ -150,6 +156,16 @@ class FrameFeatures:
         """(n,) indices of cells, row after row -> (n, C) float32."""
         return self._features(cells, None)
 
+    def at_each(self, places: Sequence[Tensor]) -> list[Tensor]:
+        """``at`` of several places, of cells that are in more than one of them made once."""
+        if len(places) == 1:
+            return [self.at(places[0])]
+        wanted = self.coarse.new_zeros(self.size_hw[0] * self.size_hw[1], dtype=torch.bool)
+        for cells in places:
+            wanted[cells] = True
+        features, row = self.at(wanted.nonzero()[:, 0]), wanted.cumsum(0) - 1
+        return [features[row[cells]] for cells in places]
+
     def looks(self, cells: Tensor) -> Tensor:
         """(n,) indices of cells -> (n, D') float32 of unit length, what they are compared by."""
         return F.normalize(self._features(cells, _looks(self.coarse)), dim=1)
@@ -177,7 +193,7 @@ class FrameFeatures:
 
     def sum_sampled(self, cells: Tensor) -> Sums:
         """The share of the frame's sums that some (n, C) samples have."""
-        return Sums.over(cells, _weight(self.size_hw, self.step))
+        return Sums.over(cells).times(_weight(self.size_hw, self.step))
 
     def _features(self, cells: Tensor, first: int | None) -> Tensor:
         rows, columns = self._rows_and_columns(cells)
@@ -234,7 +250,7 @@ class FeatureSpace:
         size_hw, step = grid_size(embedding, self.stride), self._step(embedding)
         fine, coarse, factor = self._parts(embedding)
         samples = _samples(fine, coarse, factor, step)
-        sums = Sums.over(samples.flatten(0, 1), _weight(size_hw, step))
+        sums = Sums.over(samples.flatten(0, 1)).times(_weight(size_hw, step))
         return FrameFeatures(size_hw, coarse, factor, fine, step, samples, sums)
 
     def sums(self, embedding: Embedding, where: Tensor) -> Sums:
@@ -246,7 +262,7 @@ class FeatureSpace:
         """
         step = self._step(embedding)
         samples = _samples(*self._parts(embedding), step)
-        return Sums.over(samples[where], step**2)
+        return Sums.over(samples[where]).times(step**2)
 
     def _step(self, embedding: Embedding) -> int:
         """Cells of the feature grid, across, of which one is summed: one per embedded cell."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -32,9 +33,13 @@ class Lesson:
     Attributes:
         mask: (h, w) float32 in [0, 1], share of each cell that is the object.
         region: (h, w) bool, cells near it; outside them there is none of it.
+        itself: (h, w) bool, those that are the object.
         cells: (M,) indices of cells of the region, row after row.
         features: (M, C) float32, the features of these.
         counts: (M,) float32, for how many cells each of them counts.
+        shares: (M,) float32 in [0, 1], of the object in each of them; 1 in the fullest.
+        own: Sums over those that are the object.
+        beside: Sums over those that are not.
         others: (R, C) float32, features of what is away from it and could be mistaken for it.
         other_counts: (R,) float32, for how many cells these count.
         other_sums: Over all of that, and other objects that are near; None: there is nothing.
@@ -43,62 +48,105 @@ class Lesson:
 
     mask: Tensor
     region: Tensor
+    itself: Tensor
     cells: Tensor
     features: Tensor
     counts: Tensor
+    shares: Tensor
+    own: Sums
+    beside: Sums
     others: Tensor
     other_counts: Tensor
-    other_sums: Sums | None
-    other_weight: float
+    other_sums: Sums | None = None
+    other_weight: float = 0.0
 
     @classmethod
-    def around(
-        cls,
-        mask: Tensor,
-        region: Tensor,
+    def around(cls, mask: Tensor, region: Tensor, frame: FrameFeatures) -> Lesson:
+        """Choose the cells, with nothing but the object and what is beside it.
+
+        Args:
+            mask: (h, w) float32 in [0, 1], share of each cell that is the object.
+            region: (h, w) bool, cells near it; outside them there is none of it.
+            frame: Features of the frame.
+        """
+        return cls.around_each([mask], [region], frame)[0]
+
+    @classmethod
+    def around_each(
+        cls, masks: Sequence[Tensor], regions: Sequence[Tensor], frame: FrameFeatures
+    ) -> list[Lesson]:
+        """The same of several objects, whose regions may overlap."""
+        chosen = [_chosen(*both, frame.step) for both in zip(masks, regions, strict=True)]
+        features = frame.at_each([cells for cells, _ in chosen])
+        return [
+            cls._of(mask, region, *cells_and_counts, made)
+            for mask, region, cells_and_counts, made in zip(
+                masks, regions, chosen, features, strict=True
+            )
+        ]
+
+    @classmethod
+    def _of(
+        cls, mask: Tensor, region: Tensor, cells: Tensor, counts: Tensor, features: Tensor
+    ) -> Lesson:
+        shares = mask.flatten()[cells]
+        # A thin object fills no cell; its fullest cells are what there is of it.
+        fullest = shares.max().clamp_min(1e-3)
+        shares, itself = shares / fullest, region & (mask / fullest > 0.5)
+        inside = shares > 0.5
+        own, beside = (Sums.over(features[some], counts[some]) for some in (inside, ~inside))
+        nothing = features[:0], counts[:0]
+        return cls(mask, region, itself, cells, features, counts, shares, own, beside, *nothing)
+
+    def against(
+        self,
         frame: FrameFeatures,
         *,
         rivals: Tensor | None = None,
         rival_sums: Sums | None = None,
         alike: Tensor | None = None,
     ) -> Lesson:
-        """Choose the cells.
+        """The same with what could be mistaken for the object.
 
         Other objects have a third of the background's weight, however small they are; what merely
         looks like the object has it as far as it is as large as the object.
 
         Args:
-            mask: (h, w) float32 in [0, 1], share of each cell that is the object.
-            region: (h, w) bool, cells near it; outside them there is none of it.
             frame: Features of the frame.
             rivals: (h, w) bool, cells of other objects, or None.
             rival_sums: Over these; None = they are summed here.
             alike: (n, C) samples of the frame from outside the region that look like the object.
         """
-        place = rectangle_of(region)
-        touched = (mask[place] > _TOUCHED).float()[None, None]
-        reach = round(_NEAR * frame.step)
-        rows = F.max_pool2d(touched, (2 * reach + 1, 1), stride=1, padding=(reach, 0))
-        near = torch.zeros_like(region)
-        near[place] = F.max_pool2d(rows, (1, 2 * reach + 1), stride=1, padding=(0, reach))[0, 0] > 0
-        kinds = _spread(region & near, 1, _MOST_NEAR), _spread(region & ~near, _EVERY, _MOST_FAR)
-        cells, counts = (torch.cat(parts) for parts in zip(*kinds, strict=True))
-        others, other_counts = frame.samples.new_empty(0, frame.samples.shape[2]), counts[:0]
+        others, other_counts = self.others, self.other_counts
         sums, weight = None, 0.0
         if rivals is not None and rivals.any():
             sums, weight = rival_sums or Sums.over(frame.at(cells_in(rivals))), _OTHERS
-            away, other_counts = _spread(rivals & ~region, _EVERY, _MOST_FAR)
+            away, other_counts = _spread(rivals & ~self.region, _EVERY, _MOST_FAR)
             others = frame.at(away)
         if alike is not None and len(alike):
             alike_sums = frame.sum_sampled(alike)
             sums = alike_sums if sums is None else sums + alike_sums
-            size = float(mask.sum().clamp_min(1))
+            size = float(self.mask.sum().clamp_min(1))
             weight = max(weight, _OTHERS * min(1.0, alike_sums.count / size))
             others = torch.cat([others, alike])
             each = alike_sums.count / len(alike)
             other_counts = F.pad(other_counts, (0, len(alike)), value=each)
-        near = frame.at(cells)
-        return cls(mask, region, cells, near, counts, others, other_counts, sums, weight)
+        return replace(
+            self, others=others, other_counts=other_counts, other_sums=sums, other_weight=weight
+        )
+
+
+def _chosen(mask: Tensor, region: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """Cells of a region that are learnt: (M,) indices, and for how many each counts."""
+    place = rectangle_of(region)
+    touched = (mask[place] > _TOUCHED).float()[None, None]
+    reach = round(_NEAR * step)
+    rows = F.max_pool2d(touched, (2 * reach + 1, 1), stride=1, padding=(reach, 0))
+    near = torch.zeros_like(region)
+    near[place] = F.max_pool2d(rows, (1, 2 * reach + 1), stride=1, padding=(0, reach))[0, 0] > 0
+    kinds = _spread(region & near, 1, _MOST_NEAR), _spread(region & ~near, _EVERY, _MOST_FAR)
+    cells, counts = (torch.cat(parts) for parts in zip(*kinds, strict=True))
+    return cells, counts
 
 
 def _spread(place: Tensor, every: int, most: int) -> tuple[Tensor, Tensor]:

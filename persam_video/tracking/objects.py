@@ -94,14 +94,13 @@ class TrackedObject:
             config: ``lost_below``, ``found_above`` and ``uncertain_below`` are used.
         """
         returned = self.frames_lost > 0
-        # Where most of it should be by now, or was seen last.
+        # It may be anywhere, or, less surely, where most of it should be by now or was seen last.
         mask = (logits > 0).cpu().numpy()
-        places = (self.expected_logits(), self.logits)
-        expected = any(_overlap(mask, _largest_part((p > 0).cpu().numpy())) for p in places)
-        needed, least = (
-            (config.lost_below, 1) if expected else (config.found_above, _SCRAP * self.area)
-        )
-        found = score >= needed and int(mask.sum()) >= least
+        area = int(mask.sum())
+        found = score >= config.found_above and area >= _SCRAP * self.area
+        if not found and score >= config.lost_below and area > 0:
+            places = (self.expected_logits(), self.logits)
+            found = any(_overlap(mask, _largest_part((p > 0).cpu().numpy())) for p in places)
         self.score = score if found else min(score, config.lost_below)
         if not found:
             self.state = ObjectState.LOST
@@ -113,7 +112,7 @@ class TrackedObject:
         )
         self.motion.observe(logits, jumped=returned)
         self.logits = logits
-        self.area = max(float((logits > 0).sum()), _AREA_DECAY * self.area)
+        self.area = max(float(area), _AREA_DECAY * self.area)
 
 
 def without_strays(
@@ -144,26 +143,32 @@ def without_strays(
     rows, columns = picture_hw
     unsure = [obj.state is not ObjectState.TRACKED for obj in objects]
     places = [(o.expected_logits()[:rows, :columns] > 0).cpu().numpy() for o in objects]
+    seen = [p for p, obj in zip(places, objects, strict=True) if obj.frames_lost == 0]
+    occupied = np.sum(seen, axis=0, dtype=np.uint8) if seen else np.zeros_like(places[0], np.uint8)
+    still = None if votes is None else votes[:rows, :columns].cpu().numpy()
     kept = logits.clone()
     for i, (mask, obj, itself) in enumerate(zip(kept, objects, unsure, strict=True)):
         inside = mask[:rows, :columns]
         parts, count = _parts((inside > 0).cpu().numpy())
         if obj.frames_lost > 0 or count == 0:
             continue
-        strays = _away(parts, places[i], _hidden(obj, places[i]))
-        if votes is not None:
-            strays |= _nothing_there(parts, votes[:rows, :columns].cpu().numpy())
-        main = _largest_part(places[i])
-        others = [p for j, p in enumerate(places) if j != i and objects[j].frames_lost == 0]
-        if others:
-            taken = _away(parts, main, _hidden(obj, places[i]))
-            strays |= taken & np.isin(parts, np.unique(parts[np.any(others, axis=0)]))
-        leaps = int((mask > 0).sum()) > _LEAP * int((obj.logits > 0).sum())
-        if leaps or sum(unsure) - itself > 0:
-            own = np.isin(parts, np.unique(parts[main & (parts > 0)]))
-            if own.any():
-                strays |= ~own & (parts > 0)
-        inside[torch.from_numpy(strays).to(mask.device)] = mask.min()
+        strays = np.zeros(parts.shape, np.bool_)
+        if still is not None:
+            strays |= _nothing_there(parts, still)
+        if count > 1:  # a single part is in its place, or the object has jumped
+            strays |= _away(parts, places[i], _hidden(obj, places[i]))
+            theirs = parts[occupied > places[i]]  # in the place of another one
+            if theirs.any():
+                taken = _away(parts, _largest_part(places[i]), _hidden(obj, places[i]))
+                strays |= taken & np.isin(parts, np.unique(theirs))
+            leaps = int((mask > 0).sum()) > _LEAP * int((obj.logits > 0).sum())
+            if leaps or sum(unsure) - itself > 0:
+                main = _largest_part(places[i])
+                own = np.isin(parts, np.unique(parts[main & (parts > 0)]))
+                if own.any():
+                    strays |= ~own & (parts > 0)
+        if strays.any():
+            inside[torch.from_numpy(strays).to(mask.device)] = mask.min()
     return kept
 
 
@@ -204,9 +209,9 @@ def _away(parts: NDArray[Any], place: BoolArray, hidden: float) -> BoolArray:
 
 def _nothing_there(parts: NDArray[Any], votes: Float32Array) -> BoolArray:
     """(H, W) bool, of some numbered parts those where the background is as it was, by its votes."""
-    sums = np.bincount(parts.ravel(), weights=votes.ravel())
-    empty = sums < _EMPTY * np.bincount(parts.ravel())
-    empty[0] = False
+    inside = parts > 0
+    sums = np.bincount(parts[inside], weights=votes[inside])
+    empty = sums < _EMPTY * np.bincount(parts[inside])
     nothing: BoolArray = empty[parts]
     return nothing
 

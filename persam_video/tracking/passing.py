@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from persam_video.types import VOID, BoolArray, Float32Array, UInt8Array, object_ids
 
@@ -67,23 +68,31 @@ class Passing:
         owner = cv2.warpPerspective(self._owner, camera, size, flags=nearest)
         since = cv2.warpPerspective(self._since, camera, size, flags=nearest)
         passed = np.zeros(labels.shape, np.bool_)
-        extents = {}
+        extents, places = {}, ndimage.find_objects(labels)
         for object_id in object_ids(labels):
-            mask = labels == object_id
-            now = _extent(mask, self._extents.get(object_id), camera)
-            since[mask & ~((owner == object_id) & stayed)] = now.travelled
-            passed |= mask & (np.abs(now.travelled - since) >= now.length).any(axis=2)
-            extents[object_id] = now
+            place = places[object_id - 1]  # the rectangle that it is in
+            mask = labels[place] == object_id
+            before = self._extents.get(object_id)
+            now = extents[object_id] = _extent(mask, place, labels.shape, before, camera)
+            since[place][mask & ~((owner[place] == object_id) & stayed[place])] = now.travelled
+            gone = np.abs(now.travelled.astype(np.float32) - since[place]) >= now.length
+            passed[place] |= mask & (gone[..., 0] | gone[..., 1])
         self._extents, self._since = extents, np.asarray(since, np.float32)
         self._owner = np.where(labels == VOID, 0, labels).astype(np.uint8)
         return passed
 
 
-def _extent(mask: BoolArray, before: _Extent | None, camera: NDArray[np.float64]) -> _Extent:
-    """Of an object's (h, w) mask, after where it was in the frame before."""
+def _extent(
+    mask: BoolArray,
+    place: tuple[slice, ...],
+    shape: tuple[int, ...],
+    before: _Extent | None,
+    camera: NDArray[np.float64],
+) -> _Extent:
+    """Of an object's mask in its rectangle of a picture, after where it was a frame before."""
     _, _, boxes, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
     left, top, width, height, _ = boxes[1 + boxes[1:, cv2.CC_STAT_AREA].argmax()]
-    low = np.array([left, top], np.float64)
+    low = np.array([place[1].start + left, place[0].start + top], np.float64)
     length = np.array([width, height], np.float64)
     high = low + length
     if before is None:
@@ -93,7 +102,7 @@ def _extent(mask: BoolArray, before: _Extent | None, camera: NDArray[np.float64]
     by_camera = np.array([x, y]) / scale - middle
     steps = np.stack([low - before.low, high - before.high]) - by_camera
     # An edge that the picture cuts off does not move with the object; nor does one that is hidden.
-    inside = np.stack([low > 0, high < mask.shape[::-1]])
+    inside = np.stack([low > 0, high < shape[::-1]])
     steps[~inside] = steps[::-1][~inside]
     steps[:, ~inside.any(axis=0)] = 0
     together = np.where(np.abs(steps[0]) < np.abs(steps[1]), steps[0], steps[1])

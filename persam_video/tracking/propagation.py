@@ -255,29 +255,22 @@ class PropagationMethod:
         """The features of a frame, and what each object learns from them."""
         stride = grid_stride(self._config, embedding)
         masks = on_grid(torch.stack([o.logits for o in objects]).sigmoid(), embedding, stride)
-        seen = torch.tensor([o.frames_lost == 0 for o in objects], device=masks.device)
-        taken = (masks > 0.5) & seen[:, None, None]
-        regions = torch.stack([self._around(mask, embedding) for mask in masks])
         frame = self._features(embedding)
-        if len(objects) == 1:
-            alike = self._alike(objects[0], regions[0], frame)
-            return frame, [Lesson.around(masks[0], regions[0], frame, alike=alike)]
-        sums = [Sums.over(frame.at(cells_in(place))) for place in taken]
-        everybody, together = taken.any(dim=0), sum(sums[1:], start=sums[0])
-        lessons = []
-        for obj, mask, region, own, own_sums in zip(
-            objects, masks, regions, taken, sums, strict=True
-        ):
-            lesson = Lesson.around(
-                mask,
-                region,
-                frame,
-                rivals=everybody & ~own,
-                rival_sums=together - own_sums,
-                alike=self._alike(obj, region | everybody, frame),
-            )
-            lessons.append(lesson)
-        return frame, lessons
+        regions = [self._around(mask, embedding) for mask in masks]
+        lessons = Lesson.around_each([*masks], regions, frame)
+        seen = [lesson for o, lesson in zip(objects, lessons, strict=True) if o.frames_lost == 0]
+        everybody = torch.zeros_like(masks[0], dtype=torch.bool)
+        for lesson in seen:
+            everybody |= lesson.itself
+        together = sum((lesson.own for lesson in seen[1:]), start=seen[0].own) if seen else None
+        complete = []
+        for obj, lesson in zip(objects, lessons, strict=True):
+            rivals, sums = everybody, together
+            if together is not None and obj.frames_lost == 0:
+                rivals, sums = everybody & ~lesson.itself, together - lesson.own
+            alike = self._alike(obj, lesson.region | everybody, frame)
+            complete.append(lesson.against(frame, rivals=rivals, rival_sums=sums, alike=alike))
+        return frame, complete
 
     def _alike(self, obj: TrackedObject, taken: Tensor, frame: FrameFeatures) -> Tensor | None:
         """Samples of the frame that the target model nearly takes for the object, (n, C).

@@ -76,21 +76,14 @@ class TargetModel:
         frame and over the other objects serve every object; the object's own cells are taken out of
         the former.
         """
-        near, share = lesson.features, lesson.mask.flatten()[lesson.cells]
-        # A thin object fills no cell; its fullest cells are what there is of it.
-        fullest = share.max().clamp_min(1e-3)
-        share = share / fullest
-        inside = share > 0.5
-        others = lesson.other_sums
-        part = (1 - lesson.other_weight) / 2
-        itself = lesson.region & (lesson.mask / fullest > 0.5)
-        background = frame.sums - frame.sum_sampled(frame.sampled(itself))
+        others, part = lesson.other_sums, (1 - lesson.other_weight) / 2
+        background = frame.sums - frame.sum_sampled(frame.sampled(lesson.itself))
         everywhere = part / max(1.0, background.count)
-        around = part / (lesson.counts * ~inside).sum().clamp_min(1)
-        own = 1 / (lesson.counts * inside).sum()
-        weight = lesson.counts * torch.where(inside, own, around)
-        matrix = everywhere * background.gram + (near * weight[:, None]).T @ near
-        vector = (weight * (2 * share - 1)) @ near - everywhere * background.total
+        beside, own = part / max(1.0, lesson.beside.count), 1 / lesson.own.count
+        matrix = everywhere * background.gram + beside * lesson.beside.gram + own * lesson.own.gram
+        weight = lesson.counts * torch.where(lesson.shares > 0.5, own, beside)
+        vector = (weight * (2 * lesson.shares - 1)) @ lesson.features
+        vector -= everywhere * background.total
         if others is not None:
             each = lesson.other_weight / others.count
             matrix += each * others.gram
