@@ -92,6 +92,48 @@ def test_each_object_is_sharpened_in_its_window_and_is_nowhere_else() -> None:
     assert (blend[:, 73:] < 0).all()
 
 
+@pytest.mark.parametrize(
+    ("area", "completed"),
+    [
+        (0.0, False),  # it was not missed: the prior is believed
+        (900.0, True),
+        (500.0, False),  # SAM's mask is larger than the object ever was
+        (5000.0, False),  # it is a small part of the object itself
+    ],
+)
+def test_object_that_comes_back_is_completed_by_a_mask_of_its_size(
+    area: float, completed: bool
+) -> None:
+    prior, whole = torch.full((64, 64), -4.0), torch.full((64, 64), -8.0)
+    prior[12:20, 12:20] = 4.0
+    whole[10:40, 10:40] = 8.0
+    decoder = FixedDecoder(whole)
+    blend = sharpened(
+        prior[None],
+        torch.zeros(1, 64, 64),
+        embedding_of(SIDE, SIDE),
+        decoder,  # type: ignore[arg-type]
+        TrackConfig(),
+        torch.tensor([area]),
+    )[0]
+    assert torch.equal(blend > 0, (whole if completed else prior) > 0)
+
+
+def test_sam_is_not_asked_for_an_object_of_which_nothing_is_seen() -> None:
+    decoder = FixedDecoder(torch.full((64, 64), 8.0))
+    prior = torch.full((1, 64, 64), -4.0)
+    missed = torch.tensor([900.0])
+    blend = sharpened(
+        prior,
+        torch.zeros_like(prior),
+        embedding_of(SIDE, SIDE),
+        decoder,  # type: ignore[arg-type]
+        TrackConfig(agreement_low=1.0),
+        missed,
+    )
+    assert not decoder.calls and (blend < 0).all()
+
+
 @pytest.mark.parametrize(("height", "width"), [(256, 256), (144, 256), (256, 100)])
 def test_windows_lie_in_the_picture_and_hold_their_boxes(height: int, width: int) -> None:
     boxes = torch.tensor(

@@ -156,7 +156,9 @@ class PropagationMethod:
             for obj, region, m in zip(objects, regions, near, strict=True)
         ]
         prior = on_square(torch.stack(priors), embedding, stride)
-        logits = sharpened(prior, moved, embedding, self._decoder, self._config) + moved
+        tracked = ObjectState.TRACKED
+        missed = prior.new_tensor([0 if o.state is tracked else o.area for o in objects])
+        logits = sharpened(prior, moved, embedding, self._decoder, self._config, missed) + moved
         alike = relative_likeness(objects, logits, embedding)
         return logits, _certainty(logits) * (alike / _ALIKE).clamp(0, 1)
 

@@ -22,6 +22,10 @@ _BELIEF = 0.3
 _MARGIN = 8
 """Cells of the embedding around the prior's box that SAM's decoder sees; with more of them the
 masks are about the same, with 4 thin parts are lost."""
+_WHOLE = 0.25, 1.3
+"""Areas of an object that it may have when it comes back."""
+_INSIDE = 0.9
+"""Agreement of a mask that has all of the prior in it, and is as large as the object may be."""
 _STEP = 8
 """Sizes of windows are multiples of this, so that objects of about one size are one batch."""
 
@@ -32,11 +36,15 @@ def sharpened(
     embedding: Embedding,
     decoder: SamDecoder,
     config: TrackConfig,
+    missed: Tensor | None = None,
 ) -> Tensor:
     """Blend the prior of N objects with the masks that SAM makes of it.
 
     SAM's idea of a whole object can leave out what has folded or turned. So where the prior sees
     the object and the background says that something has come, SAM takes nothing away.
+
+    Of an object that comes back the prior often knows a part alone, as it has turned meanwhile. A
+    mask agrees with that when it has the part in it and is about as large as the object was.
 
     Args:
         prior: (N, 4h, 4w) float32 logits over the padded square.
@@ -44,6 +52,8 @@ def sharpened(
         embedding: Of the picture.
         decoder: SAM's decoder.
         config: ``sam_logit_limit`` and the two of the agreement are used.
+        missed: (N,) float32, areas in cells that the objects had of late which were lost or
+            uncertain in the frame before; 0 for the others. None = all others.
 
     Returns:
         (N, 4h, 4w) float32 logits.
@@ -56,9 +66,11 @@ def sharpened(
     chances = prior.sigmoid()
     size = chances.sum(dim=(1, 2))
     inside = [chance[w.scaled(4).slices].sum() for chance, w in zip(chances, windows, strict=True)]
-    # No mask can agree with the prior by more. Of small objects in large pictures SAM gets no say.
-    most = (torch.stack(inside) / size).tolist()
-    asked = [i for i, share in enumerate(most) if share > config.agreement_low]
+    # No mask can agree with the prior by more. Of small objects in large pictures SAM gets no say,
+    # but where it can tell what else belongs to a part.
+    most = torch.stack(inside) / size
+    missed = torch.zeros_like(most) if missed is None else missed * (prior > 0).any(2).any(1)
+    asked = ((most > config.agreement_low) | (missed > 0)).nonzero()[:, 0].tolist()
     sharp = prior.clone()
     for some in _of_one_size(windows, asked):
         seen = [windows[i] for i in some]
@@ -66,7 +78,7 @@ def sharpened(
         seen = [window.scaled(4) for window in seen]
         p = cut(prior[some, None], seen)[:, 0]
         come = cut(moved[some, None], seen)[:, 0]
-        refined, share = _best_candidate(p, size[some], candidates, config)
+        refined, share = _best_candidate(p, size[some], candidates, config, missed[some])
         spared = torch.lerp(refined, p, come.clamp(0, 1))
         refined = torch.where((p > 0) & (refined < 0), spared, refined)
         # Outside its window the object is nowhere.
@@ -103,7 +115,7 @@ def _windows_around(boxes_xyxy: Tensor, embedding: Embedding) -> list[Window]:
 
 
 def _best_candidate(
-    p: Tensor, size: Tensor, candidates: Candidates, config: TrackConfig
+    p: Tensor, size: Tensor, candidates: Candidates, config: TrackConfig, missed: Tensor
 ) -> tuple[Tensor, Tensor]:
     """SAM's mask and its share in the blend, which is 0 where it disagrees with the prior.
 
@@ -112,6 +124,7 @@ def _best_candidate(
         size: (n,) soft area of the prior in the whole picture.
         candidates: SAM's four masks in the windows.
         config: As for ``sharpened``.
+        missed: (n,), as for ``sharpened``.
 
     Returns:
         (n, h, w) logits of the masks that agree best with the prior and that SAM itself believes
@@ -121,6 +134,12 @@ def _best_candidate(
     outside = size[:, None] - p.sum(dim=(2, 3))
     both, either = torch.minimum(p, q).sum(dim=(2, 3)), torch.maximum(p, q).sum(dim=(2, 3))
     agreement = both / (either + outside)
+    part, whole = p > 0.5, q > 0.5
+    inside = (part & whole).sum(dim=(2, 3)) / part.sum(dim=(2, 3)).clamp_min(1)
+    areas = whole.sum(dim=(2, 3)) / missed.clamp_min(1)[:, None]
+    least, most = _WHOLE
+    possible = (missed > 0)[:, None] & (areas > least) & (areas < most)
+    agreement = torch.where(possible, torch.maximum(agreement, _INSIDE * inside), agreement)
     best = (agreement + _BELIEF * candidates.predicted_iou).argmax(dim=1)
     row = torch.arange(len(best), device=best.device)
     share = config.agreement_slope * (agreement[row, best] - config.agreement_low)
