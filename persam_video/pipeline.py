@@ -1,4 +1,4 @@
-"""Decode, encode, track and write as overlapping stages; the only module with threads.
+"""Decode, encode, track and write as overlapping stages, each on threads of its own.
 
     source ─reader thread▶ queue ─encoder threads▶ queue ─▶ tracker ─▶ queue ─writer thread▶ sinks
 
@@ -10,16 +10,17 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from persam_video.channel import Channel, ahead
 from persam_video.errors import PersamError, PromptError, telling_frame
 from persam_video.references.masks import check_mask_size
 from persam_video.sam.machine import processor_threads, take_threads, threads_taken
@@ -38,8 +39,6 @@ from persam_video.types import (
 
 if TYPE_CHECKING:
     from persam_video.tracking.tracker import Tracker
-
-T = TypeVar("T")
 
 PREFETCH = 4
 """Frames that are decoded ahead of the encoder."""
@@ -133,7 +132,7 @@ def _tracked(
         if photo is None:
             labels = reference_labels(tracker, reference, first.image_rgb)
         # What is encoded of a frame depends on where the objects were three frames before.
-        boxes = _Channel[Box](4)
+        boxes = Channel[Box](4)
         for box in tracker.planned if labels is None else [tracker.box_around(labels)]:
             boxes.put(box)
         at_once = tracker.encode_at_once
@@ -142,7 +141,7 @@ def _tracked(
         # The tracker works while the encoder does. With all threads for itself, too, each of its
         # many small steps would wait for one whose core the encoder holds.
         share = max(1, threads // 2)
-        with closing(_ahead(embeddings, at_once, "persam-planner")) as encoded:
+        with closing(ahead(embeddings, at_once, "persam-planner")) as encoded:
             try:
                 for frame, waiting in encoded:
                     embedding = waiting.result()
@@ -276,7 +275,7 @@ def prefetched(source: Iterable[Frame], depth: int = PREFETCH) -> Generator[Fram
     """
     if depth < 1:
         raise PersamError(f"prefetch must be at least 1 frame, got {depth}")
-    return _ahead(_numbered(source), depth, "persam-reader")
+    return ahead(_numbered(source), depth, "persam-reader")
 
 
 def _numbered(source: Iterable[Frame]) -> Generator[Frame, None, None]:
@@ -294,92 +293,12 @@ def _numbered(source: Iterable[Frame]) -> Generator[Frame, None, None]:
         raise
 
 
-def _ahead(items: Generator[T, None, None], depth: int, name: str) -> Generator[T, None, None]:
-    """The items of a generator that runs on a thread of its own, up to ``depth`` ahead."""
-    channel = _Channel[T](depth)
-    thread = threading.Thread(target=_feed, args=(items, channel), name=name, daemon=True)
-    thread.start()
-    try:
-        yield from channel
-    finally:
-        channel.abandon()
-        # Ends with the item in progress. Ctrl-C gets out of a source that never delivers.
-        thread.join()
-
-
-def _feed(items: Generator[T, None, None], channel: _Channel[T]) -> None:
-    try:
-        with closing(items):
-            while channel.has_room():
-                try:
-                    channel.put(next(items))
-                except StopIteration:
-                    break
-    except BaseException as error:  # handed to the caller's thread, whatever it is
-        channel.end(error)
-    else:
-        channel.end()
-
-
-class _Channel(Generic[T]):
-    """Bounded queue from one thread to another that either of them can end."""
-
-    def __init__(self, depth: int) -> None:
-        self._depth = depth
-        self._items: deque[T] = deque()
-        self._changed = threading.Condition()
-        self._ended = self._abandoned = False
-        self._error: BaseException | None = None
-
-    def has_room(self) -> bool:
-        """Producer: wait until there is room; False once the consumer has gone."""
-        with self._changed:
-            while len(self._items) >= self._depth and not self._abandoned:
-                self._changed.wait()
-            return not self._abandoned
-
-    def put(self, item: T) -> bool:
-        """Producer: hand on an item, waiting for room; False once the consumer has gone."""
-        with self._changed:
-            if self.has_room():
-                self._items.append(item)
-                self._changed.notify_all()
-            return not self._abandoned
-
-    def end(self, error: BaseException | None = None) -> None:
-        """Producer: nothing follows, or an error does."""
-        with self._changed:
-            self._ended, self._error = True, error
-            self._changed.notify_all()
-
-    def abandon(self) -> None:
-        """Consumer: nothing more is wanted."""
-        with self._changed:
-            self._abandoned = True
-            self._items.clear()
-            self._changed.notify_all()
-
-    def __iter__(self) -> Iterator[T]:
-        """Consumer: the items, then the end or the producer's error."""
-        while True:
-            with self._changed:
-                while not self._items and not self._ended:
-                    self._changed.wait()
-                if not self._items:
-                    break
-                item = self._items.popleft()
-                self._changed.notify_all()
-            yield item
-        if self._error is not None:
-            raise self._error
-
-
 class _Writer:
     """A thread that feeds a sink and closes it."""
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
-        self._channel = _Channel[tuple[Frame, TrackResult]](WRITE_BEHIND)
+        self._channel = Channel[tuple[Frame, TrackResult]](WRITE_BEHIND)
         self._error: BaseException | None = None
         self._done = threading.Event()  # join() cannot be taken up again after Ctrl-C
         self._thread = threading.Thread(target=self._work, name="persam-writer", daemon=True)

@@ -20,6 +20,7 @@ LAYERS = (
     ("files",),
     ("label_maps",),
     ("rle",),
+    ("channel",),
     ("sources", "sam", "sinks", "evaluation", "references"),
     ("personalize",),
     ("tracking",),
