@@ -162,7 +162,8 @@ class TrackConfig(_Checked):
     background: float = setting(
         2.0,
         "track: logits for a place that has changed against the still background, and against one "
-        "that looks as it did, 0 = off",
+        "that looks as it did, where besides, whatever the number, no lost object is searched and "
+        "parts of masks are dropped; 0 = all of it off",
         low=0.0,
         high=8.0,
     )

@@ -1,4 +1,4 @@
-"""Decode, encode, track and write as overlapping stages, each on threads of its own.
+"""Decode, encode, track and write as stages that overlap.
 
     source ─reader thread▶ queue ─encoder threads▶ queue ─▶ tracker ─▶ queue ─writer thread▶ sinks
 

@@ -247,15 +247,30 @@ def test_what_was_background_before_an_object_was_lost_is_not_the_object() -> No
     gone = background.look(still).empty.numpy()
     assert gone[20:-20, 20:90].min() > 0.8  # seen as background all the time
     assert gone[clip[0][1] & clip[-1][1]].max() < 0.3  # never seen
-    background.learn(labels_of(NOTHING), all_seen=False)
+    background.learn(labels_of(NOTHING), all_tracked=False)
     # Where something comes and is learnt, as nobody knows that it is the lost one, it may be that.
     image, mask = with_thing(still, 20)
     for _ in range(20):
         change = background.look(image)
-        background.learn(labels_of(NOTHING), all_seen=False)
+        background.learn(labels_of(NOTHING), all_tracked=False)
     assert change.votes.numpy()[mask].mean() < -0.8
     assert change.empty.numpy()[mask].max() < 0.7 and change.empty.numpy()[mask].mean() < 0.1
     assert change.empty.numpy()[20:-20, 80:95].min() > 0.8
+
+
+def test_place_that_changed_is_not_empty_though_no_mask_had_it() -> None:
+    """The object has moved on to it, its mask has missed that, and then it is lost."""
+    still = scenery()[:, :WIDTH]
+    background = settled([still] * 10)
+    image, missed = with_thing(still, 100)
+    inside = cv2.erode(missed.astype(np.uint8), np.ones((7, 7))) > 0
+    background.look(image)
+    background.learn(labels_of(NOTHING), all_tracked=True)
+    for _ in range(5):
+        change = background.look(image)
+        background.learn(labels_of(NOTHING), all_tracked=False)
+    assert change.empty.numpy()[inside].max() < 1e-6
+    assert change.empty.numpy()[20:90, 20:80].min() > 0.8
 
 
 def test_background_that_comes_out_and_stays_in_the_mask_is_learnt() -> None:

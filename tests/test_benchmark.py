@@ -257,10 +257,10 @@ def test_stage_bench_parts_add_up_to_the_step_and_name_what_ran(
 ) -> None:
     encoder, decoder = load_sam(EncoderConfig(input_size=256, device="cpu"), progress=False)
     tracker = Tracker(encoder, decoder)
-    bench = StageBench(lambda: open_source("clip"), tracker, Reference(disc(0)), frames=1, run=None)
+    bench = StageBench(lambda: open_source("clip"), tracker, Reference(disc(0)), frames=1)
     bench.round()
     report = bench.report()
     names = ["preprocess", "encoder", "prior", "decoder", "merge", "learn", "other"]
     assert list(report.parts) == names
     assert sum(part.median for part in report.parts.values()) == pytest.approx(report.track.median)
-    assert (report.found, report.fps, report.queued_latency) == (1.0, None, None)
+    assert report.found == 1.0 and report.fps == report.round_fps[0] > 0

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import persam_video as pv
+
 TOOLS = Path(__file__).parent.parent / "tools"
 
 
@@ -54,6 +56,25 @@ def test_judge_return_counts_only_when_found_soon_and_absent_masks_are_blamed() 
     assert judge(truths, soon, (1,)).false_area == pytest.approx(1 / 4)
 
 
+def test_judge_void_is_no_object_that_a_mask_could_move_over_to() -> None:
+    from hard_cases import judge
+
+    truths = [map_of(a=1, c=255)] * 3
+    assert judge(truths, [truths[0], *[map_of(c=1)] * 2], (1,)).switches == 0
+
+
+def test_sheet_of_many_objects_has_them_all() -> None:
+    from hard_cases import draw_sheet
+
+    labels = np.zeros((240, 427), np.uint8)
+    for i in range(10):
+        labels[80:160, 40 * i : 40 * i + 30] = i + 1
+    clip = [(pv.Frame(i, i / 24, np.zeros((240, 427, 3), np.uint8)), labels) for i in range(12)]
+    sheet = draw_sheet(clip, [labels] * 12, range(1, 11))
+    assert sheet.shape == (720, 1708, 3)
+    assert all(sheet[100:140, 40 * i + 10 : 40 * i + 20].any() for i in range(10))
+
+
 def test_judge_all_means_and_sums() -> None:
     from hard_cases import Findings, judge_all
 
@@ -65,7 +86,7 @@ def test_judge_all_means_and_sums() -> None:
 def test_compose_every_case_has_its_objects_and_the_hardship_it_is_named_for(
     davis_root: Path,
 ) -> None:
-    from hard_cases import CASES, Cutouts, compose
+    from scenes import CASES, Cutouts, compose
 
     cutouts = Cutouts(davis_root)
     clips = {name: compose(case, case.casts[0], cutouts) for name, case in CASES.items()}
@@ -85,7 +106,8 @@ def test_compose_every_case_has_its_objects_and_the_hardship_it_is_named_for(
 @pytest.mark.needs_davis
 @pytest.mark.parametrize("name", ["return", "return_pan", "occlusion"])
 def test_compose_every_cast_returns(davis_root: Path, name: str) -> None:
-    from hard_cases import CASES, Cutouts, compose, judge
+    from hard_cases import judge
+    from scenes import CASES, Cutouts, compose
 
     cutouts = Cutouts(davis_root)
     for cast in CASES[name].casts:

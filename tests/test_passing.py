@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from persam_video.tracking.passing import Passing
 from persam_video.types import VOID, BoolArray, UInt8Array
@@ -74,13 +75,56 @@ def test_object_that_leaves_is_measured_by_the_edge_that_is_seen() -> None:
 
 
 def test_object_that_goes_behind_something_is_not_passed() -> None:
-    """Its hidden edge moves, and the other one does not."""
-    clip = []
-    for i in range(5):
-        labels = square(40)
-        labels[:, 56 - 4 * i :] = 0
-        clip.append(labels)
-    assert not passed_in(Passing(), clip).any()
+    """Of its edges one goes on, and the other one is hidden where it was."""
+    passing = Passing()
+    for i in range(19):
+        labels = square(40 + i)
+        labels[:, 60:] = 0
+        labels[33:37, 42:46] = 1  # stays in the mask, clear of what hides the object
+        assert not passed_in(passing, [labels]).any()
+
+
+def test_still_object_whose_largest_part_changes_is_not_passed() -> None:
+    """It is behind a rail, and once its upper part is the larger one, once its lower part."""
+    passing = Passing()
+    for i in range(6):
+        labels = np.zeros(SHAPE, np.uint8)
+        labels[2:37, 30:50] = 1
+        rail = 17 + 2 * (i % 2)
+        labels[rail : rail + 3] = 0
+        assert not passed_in(passing, [labels]).any()
+
+
+def test_object_that_breathes_is_not_passed() -> None:
+    """Its edges go out and in one after the other, and where it began it is again."""
+    passing = Passing()
+    for i in range(60):
+        left, right = [(40, 60), (40, 63), (43, 63)][i % 3]
+        labels = np.zeros(SHAPE, np.uint8)
+        labels[10:30, left:right] = 1
+        assert not passed_in(passing, [labels]).any()
+
+
+def test_another_part_goes_on_anew_when_the_main_one_has_gone() -> None:
+    passing, both = Passing(), with_scrap(60)
+    both[2:6, 100:118] = 1
+    passed_in(passing, [both] * 3)
+    rest = np.where(square(60) > 0, 0, both).astype(np.uint8)
+    assert not passed_in(passing, [rest] * 3).any()
+
+
+@pytest.mark.parametrize("pan", [0.0, 0.3, 0.4, 1.0, 2.6])
+def test_scrap_is_passed_under_any_pan(pan: float) -> None:
+    """Pans below half a pixel add up; the object goes at 2 pixels a frame over the ground."""
+    passing, passed = Passing(), []
+    for i in range(14):
+        # A thing of 6 pixels stays where it is on the ground, a square goes on from there.
+        ground = 20 + round(pan * i)
+        labels = square(ground + 2 * i)
+        labels[33:37, ground : ground + 6] = 1
+        passed.append(passed_in(passing, [labels], shifted(pan if i else 0.0))[35, ground + 3])
+    assert not any(passed[:9])
+    assert all(passed[11:])
 
 
 def test_another_view_and_another_size_start_anew() -> None:
@@ -93,11 +137,12 @@ def test_another_view_and_another_size_start_anew() -> None:
 
 
 def test_every_object_is_measured_by_its_own_way_and_void_is_nobodys() -> None:
-    def both(left: int) -> UInt8Array:
+    def all_three(left: int) -> UInt8Array:
         labels = np.maximum(with_scrap(left), square(90, 7))
-        labels[:3] = VOID
+        labels[:8] = VOID * (with_scrap(left)[15:23] > 0)  # goes as the first one does
+        labels[:4, 10:14] = VOID  # and leaves a scrap, too
         return labels
 
-    passed = passed_in(Passing(), [both(10 + 4 * i) for i in range(6)])
+    passed = passed_in(Passing(), [all_three(10 + 4 * i) for i in range(6)])
     assert passed[35, 12]
-    assert not passed[:, 90:].any() and not passed[:3].any()
+    assert not passed[:, 90:].any() and not passed[:8].any()

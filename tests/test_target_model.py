@@ -57,6 +57,21 @@ def square_mask() -> Tensor:
     return mask
 
 
+@pytest.mark.parametrize("column", [20, 21, 22, 23])
+def test_target_model_object_far_smaller_than_a_cell_is_learnt(column: int) -> None:
+    """One pixel of a frame of 1920 fills 3 % of a cell; elsewhere there is the least chance."""
+    mask = torch.full((45, 45), 3.3e-4)
+    mask[22, column] = 0.028
+    looks = torch.zeros(45, 45, 2)
+    looks[..., 1], looks[22, column] = 1.0, torch.tensor([1.0, 0.0])
+    frame, model = frame_of(looks), TargetModel(TrackConfig())
+    lesson = Lesson.around(mask, torch.ones_like(mask, dtype=torch.bool), frame)
+    assert lesson.own.count == 1
+    model.fit(frame, lesson)
+    score = scored(frame, model)
+    assert score.argmax() == 22 * 45 + column and score.max() > 0.9
+
+
 def test_target_model_half_filled_cells_score_half_way() -> None:
     # A small object weighs as much as the whole background, so a half-filled cell counted as a bit
     # of both would score near +1.

@@ -148,9 +148,8 @@ def _table(title: str, rows: Mapping[str, Any]) -> str:
     for name, row in rows.items():
         times = "".join(f"{1e3 * row[stage]['median']:11.1f}" for stage in stages)
         found = "" if row.get("random_weights") else f"{row['found']:.0%}"
-        speed = "" if row["fps"] is None else f"{row['fps']:.2f}"
         lines.append(
-            f"{name:{width}}{times}{row['ratio']:14.2f}{speed:>10}{found:>7}{_percent(row['score']):>6}"
+            f"{name:{width}}{times}{row['ratio']:14.2f}{row['fps']:10.2f}{found:>7}{_percent(row['score']):>6}"
         )
     return "\n".join(lines)
 
@@ -231,7 +230,7 @@ def _plot_speeds(axes: Any, compared: Mapping[str, Any]) -> None:
 
 
 def _plot_objects(axes: Any, objects: Mapping[str, Any]) -> None:
-    """Time of a step and of the bare encoder against the number of objects."""
+    """Time of a frame alone and end to end, and of the encoder, against the number of objects."""
     counts = [int(count) for count in objects]
     for stage, label, colour in (("track", "a step", "C0"), ("encode", "bare encoder", "C1")):
         low, middle, high = (
@@ -240,6 +239,8 @@ def _plot_objects(axes: Any, objects: Mapping[str, Any]) -> None:
         )
         axes.plot(counts, middle, "o-", color=colour, label=label)
         axes.fill_between(counts, low, high, color=colour, alpha=0.2)
+    end_to_end = [1e3 / row["fps"] for row in objects.values()]
+    axes.plot(counts, end_to_end, "o--", color="C2", label="end to end")
     axes.set(xlabel="objects", xticks=counts, ylabel="milliseconds per frame", ylim=(0, None))
     axes.legend()
 

@@ -56,14 +56,14 @@ class Report:
         round_ratios: The same for every round.
         latency: From asking the source for a frame to its mask, with nothing else going on.
         queued_latency: From the frame's leaving the source to its mask, in the overlapping
-            pipeline, the wait in its queue included; None when that was not run.
+            pipeline, the wait in its queue included.
         fps: Frames per second at the end of the overlapping pipeline, decoding and writing
-            included, median of the rounds; None when that was not run.
+            included, median of the rounds.
         round_fps: The same for every round.
         slowest: Name of the slowest of decode, encode, follow (track without the encoder) and
             write.
         overlap: ``fps`` times the slowest stage's time alone, median of the rounds: 1 when nothing
-            is lost beside the slowest stage; None as ``fps``.
+            is lost beside the slowest stage.
         peak_memory: Resident at most, of the whole process; None if unknown.
         peak_gpu_memory: Held by tensors on the GPU at most; None without one.
         score: J and F of these masks; None without ground truth.
@@ -86,11 +86,11 @@ class Report:
     ratio: float
     round_ratios: tuple[float, ...]
     latency: Spread
-    queued_latency: Spread | None
-    fps: float | None
+    queued_latency: Spread
+    fps: float
     round_fps: tuple[float, ...]
     slowest: str
-    overlap: float | None
+    overlap: float
     peak_memory: int | None
     peak_gpu_memory: int | None
     score: Score | None
@@ -108,8 +108,7 @@ class Report:
         parts = [(f"  {name}", spread) for name, spread in self.parts.items()]
         rows = [("decode", self.decode), ("encode", self.encode), ("track", self.track), *parts]
         rows += [("write", self.write), ("latency", self.latency)]
-        if self.queued_latency is not None:
-            rows.append(("queued latency", self.queued_latency))
+        rows.append(("queued latency", self.queued_latency))
         lines = [
             f"{self.source}: {self.size_wh[0]} x {self.size_wh[1]}, objects {self.objects} "
             f"({self.found:.0%} found), rounds {self.rounds}",
@@ -126,12 +125,10 @@ class Report:
 
     def _figures(self) -> list[str]:
         """The lines on speed, masks and memory, as far as they were measured."""
-        lines = []
-        if self.fps is not None:
-            lines.append(
-                f"end to end: {self.fps:.2f} frames/s, {self.overlap:.2f} of what the slowest "
-                f"stage alone ({self.slowest}) allows"
-            )
+        lines = [
+            f"end to end: {self.fps:.2f} frames/s, {self.overlap:.2f} of what the slowest "
+            f"stage alone ({self.slowest}) allows"
+        ]
         if self.score is not None:
             lines.append(
                 f"J&F {100 * self.score.j_and_f:.1f}, J {100 * self.score.j:.1f}, "

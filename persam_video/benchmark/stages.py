@@ -62,7 +62,7 @@ class _Samples:
     latency: list[float] = field(default_factory=list)
     queued: list[float] = field(default_factory=list)
     parts: list[dict[str, float]] = field(default_factory=list)
-    fps: float | None = None
+    fps: float = 0.0
 
     @property
     def ratio(self) -> float:
@@ -83,7 +83,7 @@ class StageBench:
         reference: What to follow, on the first frame; a picture of its own is not used.
         frames: Frames that are timed per pass; ``WARM_UP`` + 1 more are read.
         truth: Ground truth of the clip, to score the first round's masks.
-        run: What runs the clip from end to end; None leaves that out.
+        run: What runs the clip from end to end.
 
     Raises:
         PersamError: ``frames`` is below 1.
@@ -97,7 +97,7 @@ class StageBench:
         *,
         frames: int = 20,
         truth: Truth | None = None,
-        run: Run | None = pipeline.run,
+        run: Run = pipeline.run,
     ) -> None:
         if frames < 1:
             raise PersamError(f"frames must be at least 1, got {frames}")
@@ -124,8 +124,7 @@ class StageBench:
             again = _Samples()
             self._step_by_step(again, parts=True)
             samples.parts = again.parts
-        if self._run is not None:
-            self._end_to_end(samples, self._run)
+        self._end_to_end(samples)
         self._rounds.append(samples)
         self._peaks.append((peak_memory() or 0, peak_gpu_memory() or 0))
 
@@ -145,9 +144,7 @@ class StageBench:
             return [seconds for samples in rounds for seconds in getattr(samples, name)]
 
         stages = {name: Spread.of(all_of(name)) for name in ("decode", "encode", "track", "write")}
-        speeds = tuple(samples.fps for samples in rounds if samples.fps is not None)
-        overlaps = [s.fps * s.slowest for s in rounds if s.fps is not None]
-        queued = all_of("queued")
+        speeds = tuple(samples.fps for samples in rounds)
         score = None
         if self._truth is not None:
             score = self._truth.score(self._ids, self._results(info.size_hw))
@@ -165,11 +162,11 @@ class StageBench:
             ratio=stages["track"].median / stages["encode"].median,
             round_ratios=tuple(samples.ratio for samples in rounds),
             latency=Spread.of(all_of("latency")),
-            queued_latency=Spread.of(queued) if queued else None,
-            fps=float(np.median(speeds)) if speeds else None,
+            queued_latency=Spread.of(all_of("queued")),
+            fps=float(np.median(speeds)),
             round_fps=speeds,
             slowest=_slowest(rounds),
-            overlap=float(np.median(overlaps)) if overlaps else None,
+            overlap=float(np.median([s.fps * s.slowest for s in rounds])),
             peak_memory=max(resident for resident, _ in self._peaks) or None,
             peak_gpu_memory=max(on_gpu for _, on_gpu in self._peaks) or None,
             score=score,
@@ -232,7 +229,7 @@ class StageBench:
             samples.encode.append(_time_encoder(self._tracker, frame, box))
         return result
 
-    def _end_to_end(self, samples: _Samples, run: Run) -> None:
+    def _end_to_end(self, samples: _Samples) -> None:
         """Everything at once; speed is taken where the masks come out."""
         read: dict[int, float] = {}
         found: dict[int, float] = {}
@@ -249,7 +246,7 @@ class StageBench:
         with ExitStack() as stack:
             source = stack.enter_context(self._open_clip())
             sinks = [*_sinks(stack, source.info), clock]
-            run(stamped(source), self._tracker, self._reference, sinks, note)
+            self._run(stamped(source), self._tracker, self._reference, sinks, note)
         timed = list(read)[1 + WARM_UP :]
         samples.queued = [found[index] - read[index] for index in timed]
         samples.fps = len(timed) / (clock.times[-1] - clock.times[WARM_UP])

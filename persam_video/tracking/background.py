@@ -81,8 +81,8 @@ class Change:
     Attributes:
         votes: (h, w) float32 in [-1, 1]: +1 where something has come, -1 where all is as it was, 0
             where nothing is known.
-        empty: (h, w) float32 in [0, 1]: 1 where all is as it was when all objects were seen and
-            none of them was there, so that none that is lost is there now.
+        empty: (h, w) float32 in [0, 1]: 1 where all is as it was when all objects were tracked
+            and none of them was there, so that none that is lost is there now.
     """
 
     votes: Tensor
@@ -174,12 +174,12 @@ class Background:
         maps = (come - still) * self._known, still * self._empty
         return Change(*(torch.from_numpy(_smoothed(m)) for m in maps))
 
-    def learn(self, labels: UInt8Array, *, all_seen: bool = True) -> None:
+    def learn(self, labels: UInt8Array, *, all_tracked: bool = True) -> None:
         """Take what is not an object in the frame just looked at as background.
 
         Args:
             labels: (H, W) uint8 label map of all objects in it; void is no background.
-            all_seen: None of the objects is lost.
+            all_tracked: None of the objects is lost or uncertain.
         """
         view = self._view
         assert view is not None
@@ -202,9 +202,9 @@ class Background:
         self._mean[new] = view.colours[new]
         self._spread[new] = _NOISE
         self._known |= free
-        # What has changed meanwhile may be the lost object, and has been learnt as background.
+        # What has changed may be an object that was missed, and has been learnt as background.
         unlike = free & (view.spreads > _ALARM)
-        self._empty = self._known.copy() if all_seen else self._empty & ~unlike
+        self._empty = (self._known if all_tracked else self._empty) & ~unlike
 
     def _strange(self, spreads: Float32Array) -> float:
         """Changed area near the objects that they cannot have moved to, in areas of the objects."""

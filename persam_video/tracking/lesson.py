@@ -34,7 +34,7 @@ class Lesson:
         mask: (h, w) float32 in [0, 1], share of each cell that is the object.
         region: (h, w) bool, cells near it; outside them there is none of it.
         itself: (h, w) bool, those that are the object.
-        cells: (M,) indices of cells of the region, row after row.
+        cells: (M,) indices of cells of the region, those nearest to it first.
         features: (M, C) float32, the features of these.
         counts: (M,) float32, for how many cells each of them counts.
         shares: (M,) float32 in [0, 1], of the object in each of them; 1 in the fullest.
@@ -114,7 +114,7 @@ class Lesson:
         Args:
             frame: Features of the frame.
             rivals: (h, w) bool, cells of other objects, or None.
-            rival_sums: Over these; None = they are summed here.
+            rival_sums: Over these, or over the cells learnt of them; None = they are summed here.
             alike: (n, C) samples of the frame from outside the region that look like the object.
         """
         others, other_counts = self.others, self.other_counts
@@ -139,7 +139,9 @@ class Lesson:
 def _chosen(mask: Tensor, region: Tensor, step: int) -> tuple[Tensor, Tensor]:
     """Cells of a region that are learnt: (M,) indices, and for how many each counts."""
     place = rectangle_of(region)
-    touched = (mask[place] > _TOUCHED).float()[None, None]
+    # Of an object smaller than a cell its fullest cells count as touched.
+    least = (mask[place].max() / 2).clamp_max(_TOUCHED)
+    touched = (mask[place] > least).float()[None, None]
     reach = round(_NEAR * step)
     rows = F.max_pool2d(touched, (2 * reach + 1, 1), stride=1, padding=(reach, 0))
     near = torch.zeros_like(region)

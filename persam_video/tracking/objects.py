@@ -81,8 +81,9 @@ class TrackedObject:
         self.frames_lost = max(1, self.frames_lost)
 
     def never_seen(self) -> None:
-        """The reference is from another picture: where the object is now is not known."""
+        """The reference is from another picture: nothing is known of its place and size here."""
         self.lose()
+        self.area = 0.0
         self.logits = torch.full_like(self.logits, float(self.logits.min()))
 
     def observe(self, logits: Tensor, score: float, config: TrackConfig) -> None:
@@ -97,7 +98,7 @@ class TrackedObject:
         # It may be anywhere, or, less surely, where most of it should be by now or was seen last.
         mask = (logits > 0).cpu().numpy()
         area = int(mask.sum())
-        found = score >= config.found_above and area >= _SCRAP * self.area
+        found = score >= config.found_above and area >= max(1.0, _SCRAP * self.area)
         if not found and score >= config.lost_below and area > 0:
             places = (self.expected_logits(), self.logits)
             found = any(_overlap(mask, _largest_part((p > 0).cpu().numpy())) for p in places)
@@ -156,14 +157,13 @@ def without_strays(
         if still is not None:
             strays |= _nothing_there(parts, still)
         if count > 1:  # a single part is in its place, or the object has jumped
-            strays |= _away(parts, places[i], _hidden(obj, places[i]))
+            main, hidden = _largest_part(places[i]), _hidden(obj, places[i])
+            strays |= _away(parts, places[i], hidden)
             theirs = parts[occupied > places[i]]  # in the place of another one
             if theirs.any():
-                taken = _away(parts, _largest_part(places[i]), _hidden(obj, places[i]))
-                strays |= taken & np.isin(parts, np.unique(theirs))
+                strays |= _away(parts, main, hidden) & np.isin(parts, np.unique(theirs))
             leaps = int((mask > 0).sum()) > _LEAP * int((obj.logits > 0).sum())
             if leaps or sum(unsure) - itself > 0:
-                main = _largest_part(places[i])
                 own = np.isin(parts, np.unique(parts[main & (parts > 0)]))
                 if own.any():
                     strays |= ~own & (parts > 0)

@@ -18,32 +18,38 @@ from persam_video.types import VOID, BoolArray, Float32Array, UInt8Array, object
 
 _LENGTH_DECAY = 0.95
 """Of an object's length that is partly hidden, per frame."""
+_LEAST_SHIFT = 0.99
+"""Pixels that a corner of the picture moves by before anything is carried."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Extent:
-    """An object's largest part: edges and lengths by x and y, in pixels, and the way it has gone.
+    """An object's main part in pixels, and the ways that its edges have gone.
 
     Attributes:
         low: (2,) float64, left and top.
         high: (2,) float64, right and bottom, outside.
-        length: (2,) float64, largest of late.
-        travelled: (2,) float64, relative to the background.
+        length: (2,) float64, by x and y, largest of late.
+        ways: (4,) float64, of left, top, right and bottom, relative to the background.
     """
 
     low: NDArray[np.float64]
     high: NDArray[np.float64]
     length: NDArray[np.float64]
-    travelled: NDArray[np.float64]
+    ways: NDArray[np.float64]
 
 
 class Passing:
     """Tells for one clip which pixels of its objects' masks the objects have passed."""
 
     def __init__(self) -> None:
+        self._start((0, 0))
+
+    def _start(self, shape: tuple[int, ...]) -> None:
         self._extents: dict[int, _Extent] = {}
-        self._owner: UInt8Array = np.zeros((0, 0), np.uint8)
-        self._since: Float32Array = np.zeros((0, 0, 2), np.float32)
+        self._owner: UInt8Array = np.zeros(shape, np.uint8)
+        self._since: Float32Array = np.zeros((*shape, 4), np.float32)
+        self._uncarried = np.eye(3)
 
     def learn(
         self, labels: UInt8Array, stayed: BoolArray, camera: NDArray[np.float64] | None
@@ -60,26 +66,47 @@ class Passing:
             (h, w) bool, pixels of masks that have stayed while their object moved by its length.
         """
         if camera is None or self._owner.shape != labels.shape:
-            self._extents = {}
-            self._owner = np.zeros_like(labels)
-            self._since = np.zeros((*labels.shape, 2), np.float32)
+            self._start(labels.shape)
             camera = np.eye(3)
-        size, nearest = labels.shape[::-1], cv2.INTER_NEAREST
-        owner = cv2.warpPerspective(self._owner, camera, size, flags=nearest)
-        since = cv2.warpPerspective(self._since, camera, size, flags=nearest)
-        passed = np.zeros(labels.shape, np.bool_)
-        extents, places = {}, ndimage.find_objects(labels)
+        self._carry(camera)
+        passed, before, self._extents = np.zeros(labels.shape, np.bool_), self._extents, {}
+        places = ndimage.find_objects(labels)
         for object_id in object_ids(labels):
             place = places[object_id - 1]  # the rectangle that it is in
             mask = labels[place] == object_id
-            before = self._extents.get(object_id)
-            now = extents[object_id] = _extent(mask, place, labels.shape, before, camera)
-            since[place][mask & ~((owner[place] == object_id) & stayed[place])] = now.travelled
-            gone = np.abs(now.travelled.astype(np.float32) - since[place]) >= now.length
-            passed[place] |= mask & (gone[..., 0] | gone[..., 1])
-        self._extents, self._since = extents, np.asarray(since, np.float32)
+            now, goes_on = _extent(mask, place, labels.shape, before.get(object_id), camera)
+            since = self._since[place]
+            old = (self._owner[place] == object_id) & stayed[place] & goes_on
+            since[mask & ~old] = now.ways
+            gone = now.ways.astype(np.float32) - since
+            # Only where both edges have gone the same way has the object itself.
+            low, high = gone[..., :2], gone[..., 2:]
+            moved = np.where(low * high > 0, np.minimum(np.abs(low), np.abs(high)), 0)
+            passed[place] |= mask & (moved >= now.length).any(axis=2)
+            self._extents[object_id] = now
         self._owner = np.where(labels == VOID, 0, labels).astype(np.uint8)
         return passed
+
+    def _carry(self, camera: NDArray[np.float64]) -> None:
+        """Lay what is known of each pixel over the new frame.
+
+        By whole pixels, as numbers of objects cannot be mixed; what is less waits, so that it is
+        not lost frame by frame.
+        """
+        height, width = self._owner.shape
+        self._uncarried = camera @ self._uncarried
+        middle = np.array([[width / 2, height / 2]])
+        rest = _shifts(self._uncarried, middle)[0]
+        rest -= np.rint(rest)
+        whole = _translation(-rest) @ self._uncarried
+        corners = np.array([[0, 0], [width, 0], [0, height], [width, height]], np.float64)
+        if np.abs(_shifts(whole, corners)).max() < _LEAST_SHIFT:
+            return
+        size, nearest = (width, height), cv2.INTER_NEAREST
+        owner = cv2.warpPerspective(self._owner, whole, size, flags=nearest)
+        since = cv2.warpPerspective(self._since, whole, size, flags=nearest)
+        self._owner, self._since = np.asarray(owner, np.uint8), np.asarray(since, np.float32)
+        self._uncarried = _translation(rest)
 
 
 def _extent(
@@ -88,24 +115,47 @@ def _extent(
     shape: tuple[int, ...],
     before: _Extent | None,
     camera: NDArray[np.float64],
-) -> _Extent:
-    """Of an object's mask in its rectangle of a picture, after where it was a frame before."""
-    _, _, boxes, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
-    left, top, width, height, _ = boxes[1 + boxes[1:, cv2.CC_STAT_AREA].argmax()]
-    low = np.array([place[1].start + left, place[0].start + top], np.float64)
-    length = np.array([width, height], np.float64)
+) -> tuple[_Extent, bool]:
+    """Of an object's mask in its rectangle of a picture, after where it was a frame before.
+
+    Returns:
+        The extent, and whether it goes on from the one before: False where its main part has gone.
+    """
+    corner = np.array([place[1].start, place[0].start], np.float64)
+    _, parts, boxes, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    by_camera, sizes = np.zeros(2), boxes[1:, cv2.CC_STAT_AREA]
+    if before is not None:
+        by_camera = _shifts(camera, (before.low + before.high)[None] / 2)[0]
+        # The part that was the main one, even where another one is the largest now.
+        (x1, y1), (x2, y2) = (
+            np.rint(np.maximum(edge + by_camera - corner, 0)).astype(int)
+            for edge in (before.low, before.high)
+        )
+        there = np.bincount(parts[y1:y2, x1:x2].ravel(), minlength=len(boxes))[1:]
+        before = before if there.any() else None
+        sizes = there if there.any() else sizes
+    left, top, width, height, _ = boxes[1 + sizes.argmax()]
+    low, length = corner + np.array([left, top]), np.array([width, height], np.float64)
     high = low + length
     if before is None:
-        return _Extent(low, high, length, np.zeros(2))
-    middle = (before.low + before.high) / 2
-    x, y, scale = camera @ [*middle, 1.0]
-    by_camera = np.array([x, y]) / scale - middle
+        return _Extent(low, high, length, np.zeros(4)), False
     steps = np.stack([low - before.low, high - before.high]) - by_camera
-    # An edge that the picture cuts off does not move with the object; nor does one that is hidden.
+    # An edge that the picture cuts off does not move with the object.
     inside = np.stack([low > 0, high < shape[::-1]])
     steps[~inside] = steps[::-1][~inside]
     steps[:, ~inside.any(axis=0)] = 0
-    together = np.where(np.abs(steps[0]) < np.abs(steps[1]), steps[0], steps[1])
-    together[steps[0] * steps[1] <= 0] = 0
     length = np.maximum(length, _LENGTH_DECAY * before.length)
-    return _Extent(low, high, length, before.travelled + together)
+    return _Extent(low, high, length, before.ways + steps.ravel()), True
+
+
+def _shifts(homography: NDArray[np.float64], points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n, 2) x, y -> (n, 2) by how much they are moved."""
+    moved = np.c_[points, np.ones(len(points))] @ homography.T
+    return np.asarray(moved[:, :2] / moved[:, 2:] - points)
+
+
+def _translation(shift: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(2,) x, y -> (3, 3) homography."""
+    matrix = np.eye(3)
+    matrix[:2, 2] = shift
+    return matrix

@@ -241,8 +241,9 @@ class PropagationMethod:
         remember_likeness(objects, embedding)
         if not any(obj.state is ObjectState.TRACKED for obj in objects):
             return
-        frame, lessons = self._lessons(objects, embedding)
-        for obj, lesson in zip(objects, lessons, strict=True):
+        seen = [obj for obj in objects if obj.frames_lost == 0]
+        frame, lessons = self._lessons(seen, embedding)
+        for obj, lesson in zip(seen, lessons, strict=True):
             if obj.state is not ObjectState.TRACKED:
                 continue
             if obj.model is None:
@@ -254,24 +255,21 @@ class PropagationMethod:
     def _lessons(
         self, objects: list[TrackedObject], embedding: Embedding
     ) -> tuple[FrameFeatures, list[Lesson]]:
-        """The features of a frame, and what each object learns from them."""
+        """The features of a frame, and what each of the objects seen in it learns from them."""
         stride = grid_stride(self._config, embedding)
         masks = on_grid(torch.stack([o.logits for o in objects]).sigmoid(), embedding, stride)
         frame = self._features(embedding)
         regions = [self._around(mask, embedding) for mask in masks]
         lessons = Lesson.around_each([*masks], regions, frame)
-        seen = [lesson for o, lesson in zip(objects, lessons, strict=True) if o.frames_lost == 0]
-        everybody = torch.zeros_like(masks[0], dtype=torch.bool)
-        for lesson in seen:
-            everybody |= lesson.itself
-        together = sum((lesson.own for lesson in seen[1:]), start=seen[0].own) if seen else None
+        everybody = torch.stack([lesson.itself for lesson in lessons]).any(dim=0)
+        together = sum((lesson.own for lesson in lessons[1:]), start=lessons[0].own)
         complete = []
         for obj, lesson in zip(objects, lessons, strict=True):
-            rivals, sums = everybody, together
-            if together is not None and obj.frames_lost == 0:
-                rivals, sums = everybody & ~lesson.itself, together - lesson.own
+            rivals = everybody & ~lesson.itself
             alike = self._alike(obj, lesson.region | everybody, frame)
-            complete.append(lesson.against(frame, rivals=rivals, rival_sums=sums, alike=alike))
+            complete.append(
+                lesson.against(frame, rivals=rivals, rival_sums=together - lesson.own, alike=alike)
+            )
         return frame, complete
 
     def _alike(self, obj: TrackedObject, taken: Tensor, frame: FrameFeatures) -> Tensor | None:

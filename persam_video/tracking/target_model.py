@@ -79,13 +79,13 @@ class TargetModel:
         others, part = lesson.other_sums, (1 - lesson.other_weight) / 2
         background = frame.sums - frame.sum_sampled(frame.sampled(lesson.itself))
         everywhere = part / max(1.0, background.count)
-        beside, own = part / max(1.0, lesson.beside.count), 1 / lesson.own.count
+        beside, own = part / max(1.0, lesson.beside.count), 1 / max(1.0, lesson.own.count)
         matrix = everywhere * background.gram + beside * lesson.beside.gram + own * lesson.own.gram
         weight = lesson.counts * torch.where(lesson.shares > 0.5, own, beside)
         vector = (weight * (2 * lesson.shares - 1)) @ lesson.features
         vector -= everywhere * background.total
         if others is not None:
-            each = lesson.other_weight / others.count
+            each = lesson.other_weight / max(1.0, others.count)
             matrix += each * others.gram
             vector -= each * others.total
         return matrix, vector

@@ -39,6 +39,7 @@ from persam_video.types import (
     Box,
     Embedding,
     Frame,
+    ObjectState,
     Prompt,
     TrackResult,
     UInt8Array,
@@ -334,7 +335,8 @@ class Tracker:
         if self._background:
             found |= labels > 0
             taken = np.where(found & (labels == 0), np.uint8(VOID), labels)
-            self._background.learn(taken, all_seen=all(obj.frames_lost == 0 for obj in objects))
+            tracked = all(obj.state is ObjectState.TRACKED for obj in objects)
+            self._background.learn(taken, all_tracked=tracked)
             if returned:
                 self._background.forget(found)
         return labels
