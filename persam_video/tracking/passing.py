@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from persam_video.geometry import box_iou
 from persam_video.types import VOID, BoolArray, Float32Array, UInt8Array, object_ids
 
 _LENGTH_DECAY = 0.95
@@ -121,21 +122,18 @@ def _extent(
     Returns:
         The extent, and whether it goes on from the one before: False where its main part has gone.
     """
-    corner = np.array([place[1].start, place[0].start], np.float64)
-    _, parts, boxes, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
-    by_camera, sizes = np.zeros(2), boxes[1:, cv2.CC_STAT_AREA]
+    _, _, boxes, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    lows = boxes[1:, :2] + np.array([place[1].start, place[0].start], np.float64)
+    lengths, best = boxes[1:, 2:4].astype(np.float64), boxes[1:, cv2.CC_STAT_AREA]
+    by_camera = np.zeros(2)
     if before is not None:
         by_camera = _shifts(camera, (before.low + before.high)[None] / 2)[0]
         # The part that was the main one, even where another one is the largest now.
-        (x1, y1), (x2, y2) = (
-            np.rint(np.maximum(edge + by_camera - corner, 0)).astype(int)
-            for edge in (before.low, before.high)
-        )
-        there = np.bincount(parts[y1:y2, x1:x2].ravel(), minlength=len(boxes))[1:]
-        before = before if there.any() else None
-        sizes = there if there.any() else sizes
-    left, top, width, height, _ = boxes[1 + sizes.argmax()]
-    low, length = corner + np.array([left, top]), np.array([width, height], np.float64)
+        expected = np.concatenate([before.low + by_camera, before.high + by_camera])
+        parts = np.concatenate([lows, lows + lengths], axis=1)
+        alike = np.array([box_iou(part, expected) for part in parts])
+        before, best = (before, alike) if alike.any() else (None, best)
+    low, length = lows[best.argmax()], lengths[best.argmax()]
     high = low + length
     if before is None:
         return _Extent(low, high, length, np.zeros(4)), False
