@@ -38,12 +38,32 @@ def with_scrap(left: int) -> UInt8Array:
     return labels
 
 
-def test_scrap_left_behind_is_passed_once_the_object_has_gone_its_length() -> None:
-    before = [with_scrap(10 + 4 * i) for i in range(5)]  # 16 of its 20 pixels
+def test_scrap_left_behind_is_passed_once_the_object_has_gone_half_its_length() -> None:
+    before = [with_scrap(10 + 4 * i) for i in range(3)]  # 8 of its 20 pixels
     assert not passed_in(Passing(), before).any()
-    passed = passed_in(Passing(), [*before, with_scrap(30)])
-    scrap = with_scrap(30) > square(30)
+    passed = passed_in(Passing(), [*before, with_scrap(22)])
+    scrap = with_scrap(22) > square(22)
     assert np.array_equal(passed, scrap)
+
+
+def test_part_is_passed_whole_or_not_at_all() -> None:
+    def with_part(left: int, wide: int) -> UInt8Array:
+        labels = square(left)
+        labels[33:37, 10 : 10 + wide] = 1
+        return labels
+
+    clip = [with_part(10 + 4 * i, 6) for i in range(3)]
+    most = passed_in(Passing(), [*clip, with_part(22, 10)])  # 4 of its 10 columns are new
+    assert most[33:37, 10:20].all() and most.sum() == 40
+    assert not passed_in(Passing(), [*clip, with_part(22, 13)]).any()
+
+
+def test_what_is_tied_to_the_object_is_not_passed() -> None:
+    passing = Passing()
+    for i in range(20):
+        labels = square(10 + 4 * i)
+        labels[28:30, 10 : 10 + 4 * i] = 1  # a rope
+        assert not passed_in(passing, [labels]).any()
 
 
 def test_object_of_one_colour_has_not_passed_its_own_pixels() -> None:
@@ -68,10 +88,9 @@ def test_still_object_that_the_camera_leaves_behind_is_not_passed() -> None:
 
 
 def test_object_that_leaves_is_measured_by_the_edge_that_is_seen() -> None:
-    leaving = [with_scrap(12 - 4 * i) for i in range(6)]
-    assert not passed_in(Passing(), leaving[:5]).any()
-    passed = passed_in(Passing(), leaving)
-    assert passed[35, 12]
+    leaving = [with_scrap(6 - 4 * i) for i in range(4)]  # its left edge goes 6 pixels
+    assert not passed_in(Passing(), leaving[:3]).any()
+    assert passed_in(Passing(), leaving)[35, 12]
 
 
 def test_object_that_goes_behind_something_is_not_passed() -> None:
@@ -123,8 +142,8 @@ def test_scrap_is_passed_under_any_pan(pan: float) -> None:
         labels = square(ground + 2 * i)
         labels[33:37, ground : ground + 6] = 1
         passed.append(passed_in(passing, [labels], shifted(pan if i else 0.0))[35, ground + 3])
-    assert not any(passed[:9])
-    assert all(passed[11:])
+    assert not any(passed[:4])
+    assert all(passed[6:])
 
 
 def test_another_view_and_another_size_start_anew() -> None:

@@ -1,13 +1,14 @@
-"""Where an object cannot be any more: it has moved on by its own length, and the place stayed.
+"""What an object has left behind: it has moved on by half its length, a part of the mask stayed.
 
 What comes out from behind an object has not been seen before, and may look more like it than like
-the background that is known: a mask can keep it when the object moves on. But no point of a rigid
-object is still under it when it has moved by as much as it is long.
+the background that is known: a mask can keep it when the object moves on. Something that belongs to
+the object does not stay where it is for that long with nothing that ties it to the rest.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,6 +20,8 @@ from persam_video.types import VOID, BoolArray, Float32Array, UInt8Array, object
 
 _LENGTH_DECAY = 0.95
 """Of an object's length that is partly hidden, per frame."""
+_PASSED = 0.5
+"""Of its length that an object moves by until it has left something behind."""
 _LEAST_SHIFT = 0.99
 """Pixels that a corner of the picture moves by before anything is carried."""
 
@@ -64,7 +67,7 @@ class Passing:
             camera: (3, 3) homography from the frame before to this one; None = another view.
 
         Returns:
-            (h, w) bool, pixels of masks that have stayed while their object moved by its length.
+            (h, w) bool, parts of masks that have stayed while the rest of their object moved on.
         """
         if camera is None or self._owner.shape != labels.shape:
             self._start(labels.shape)
@@ -75,15 +78,16 @@ class Passing:
         for object_id in object_ids(labels):
             place = places[object_id - 1]  # the rectangle that it is in
             mask = labels[place] == object_id
-            now, goes_on = _extent(mask, place, labels.shape, before.get(object_id), camera)
+            now, goes_on, apart = _extent(mask, place, labels.shape, before.get(object_id), camera)
             since = self._since[place]
             old = (self._owner[place] == object_id) & stayed[place] & goes_on
             since[mask & ~old] = now.ways
             gone = now.ways.astype(np.float32) - since
             # Only where both edges have gone the same way has the object itself.
             low, high = gone[..., :2], gone[..., 2:]
-            moved = np.where(low * high > 0, np.minimum(np.abs(low), np.abs(high)), 0)
-            passed[place] |= mask & (moved >= now.length).any(axis=2)
+            moved = np.where(low * high > 0, np.abs(low + high) / 2, 0)
+            left = np.asarray((moved >= _PASSED * now.length).any(axis=2))
+            passed[place] |= _mostly(left, apart)
             self._extents[object_id] = now
         self._owner = np.where(labels == VOID, 0, labels).astype(np.uint8)
         return passed
@@ -116,13 +120,14 @@ def _extent(
     shape: tuple[int, ...],
     before: _Extent | None,
     camera: NDArray[np.float64],
-) -> tuple[_Extent, bool]:
+) -> tuple[_Extent, bool, NDArray[Any]]:
     """Of an object's mask in its rectangle of a picture, after where it was a frame before.
 
     Returns:
-        The extent, and whether it goes on from the one before: False where its main part has gone.
+        The extent, whether it goes on from the one before (not where its main part has gone), and
+        the parts of the mask besides the main one, numbered; 0 is none.
     """
-    _, _, boxes, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    _, parts, boxes, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
     lows = boxes[1:, :2] + np.array([place[1].start, place[0].start], np.float64)
     lengths, best = boxes[1:, 2:4].astype(np.float64), boxes[1:, cv2.CC_STAT_AREA]
     by_camera = np.zeros(2)
@@ -130,20 +135,30 @@ def _extent(
         by_camera = _shifts(camera, (before.low + before.high)[None] / 2)[0]
         # The part that was the main one, even where another one is the largest now.
         expected = np.concatenate([before.low + by_camera, before.high + by_camera])
-        parts = np.concatenate([lows, lows + lengths], axis=1)
-        alike = np.array([box_iou(part, expected) for part in parts])
+        corners = np.concatenate([lows, lows + lengths], axis=1)
+        alike = np.array([box_iou(part, expected) for part in corners])
         before, best = (before, alike) if alike.any() else (None, best)
+    apart = np.where(parts == best.argmax() + 1, 0, parts)
     low, length = lows[best.argmax()], lengths[best.argmax()]
     high = low + length
     if before is None:
-        return _Extent(low, high, length, np.zeros(4)), False
+        return _Extent(low, high, length, np.zeros(4)), False, apart
     steps = np.stack([low - before.low, high - before.high]) - by_camera
     # An edge that the picture cuts off does not move with the object.
     inside = np.stack([low > 0, high < shape[::-1]])
     steps[~inside] = steps[::-1][~inside]
     steps[:, ~inside.any(axis=0)] = 0
     length = np.maximum(length, _LENGTH_DECAY * before.length)
-    return _Extent(low, high, length, before.ways + steps.ravel()), True
+    return _Extent(low, high, length, before.ways + steps.ravel()), True, apart
+
+
+def _mostly(mask: BoolArray, parts: NDArray[Any]) -> BoolArray:
+    """(h, w) bool, of some numbered parts (0 is none) those that are mostly in a mask."""
+    inside = np.bincount(parts[mask], minlength=parts.max() + 1)
+    most = 2 * inside > np.bincount(parts.ravel())
+    most[0] = False
+    whole: BoolArray = most[parts]
+    return whole
 
 
 def _shifts(homography: NDArray[np.float64], points: NDArray[np.float64]) -> NDArray[np.float64]:
