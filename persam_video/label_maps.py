@@ -93,6 +93,6 @@ def object_color(object_id: int) -> tuple[int, int, int]:
     entry = davis_palette()[object_id]
     color = np.interp(entry, (0, 64, 128, 192, 255), (32, 140, 255, 200, 230))
     luma = float(color @ (0.299, 0.587, 0.114))
-    lift = max(0.0, (96.0 - luma) / (255.0 - luma))
+    lift = (96.0 - luma) / (255.0 - luma) if luma < 96.0 else 0.0
     red, green, blue = np.rint(color + lift * (255.0 - color)).astype(int).tolist()
     return red, green, blue

@@ -64,6 +64,13 @@ def test_object_color_of_frequent_ids_is_bright_and_distinct() -> None:
     assert all(np.dot(color, (0.299, 0.587, 0.114)) >= 95 for color in colors)
 
 
+def test_object_color_every_id_has_one() -> None:
+    """White, that of object 7, has nothing to be lifted by (it was a division by zero)."""
+    for object_id in range(256):
+        assert all(0 <= value <= 255 for value in object_color(object_id))
+    assert object_color(7) == (255, 255, 255)
+
+
 def test_object_color_beyond_uint8_is_refused() -> None:
     with pytest.raises(PersamError, match=r"0\.\.255, got 256"):
         object_color(256)
