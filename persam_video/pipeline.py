@@ -25,6 +25,7 @@ from persam_video.errors import PersamError, PromptError, telling_frame
 from persam_video.references.masks import check_mask_size
 from persam_video.sam.machine import processor_threads, take_threads, threads_taken
 from persam_video.sinks import MultiSink, Sink
+from persam_video.tracking.later_masks import LaterMasks
 from persam_video.tracking.look_back import looking_back
 from persam_video.types import (
     Box,
@@ -92,8 +93,9 @@ def track(
     The tracker forgets what it followed before. A reference without a picture of its own belongs
     to the first frame; with one, the objects are searched in every frame, the first one included.
     Between two frames the caller may use ``tracker.add``, ``remove`` and ``correct``; with the
-    setting ``look_back`` the tracker can then be some frames further. Closing the generator early
-    ends its threads; closing the source is for the caller.
+    setting ``look_back`` the tracker can then be some frames further. Masks known before are better
+    in ``reference.later``, as then the frames before them can be put right, too. Closing the
+    generator early ends its threads; closing the source is for the caller.
 
     Args:
         source: Frames in order, one pass.
@@ -105,12 +107,13 @@ def track(
         Every frame with its result; a source without a frame yields nothing.
 
     Raises:
-        PromptError: The reference does not fit its picture; see ``reference_labels``.
+        PromptError: The reference does not fit its picture (see ``reference_labels``), or a later
+            mask not its frame, or that frame is not read.
         SourceError: The source failed; ``frame_index`` tells where.
     """
     results = _tracked(source, tracker, reference, prefetch)
     if tracker.look_back:
-        results = looking_back(results, tracker.twin(), tracker.look_back)
+        results = looking_back(results, tracker.twin(), tracker.look_back, reference)
     return results
 
 
@@ -141,13 +144,14 @@ def _tracked(
         # The tracker works while the encoder does. With all threads for itself, too, each of its
         # many small steps would wait for one whose core the encoder holds.
         share = max(1, threads // 2)
+        later = LaterMasks(tracker, reference)
         with closing(ahead(embeddings, at_once, "persam-planner")) as encoded:
             try:
                 for frame, waiting in encoded:
                     embedding = waiting.result()
                     with telling_frame(frame.index, "tracking"), threads_taken(share):
                         if labels is None:
-                            result = tracker.step(frame, embedding)
+                            result = later.put_right(tracker.step(frame, embedding))
                             boxes.put(tracker.planned[-1])
                         else:
                             result = tracker.start(frame, labels, embedding)
@@ -155,6 +159,7 @@ def _tracked(
                                 boxes.put(box)
                     yield frame, result
                     labels = None
+                later.check_end()
             finally:
                 boxes.end()  # the encoder may be waiting for one
 

@@ -164,11 +164,14 @@ class Reference:
         image_rgb: (H, W, 3) uint8 picture the reference belongs to, or None when it belongs to the
             first frame of the source. With a picture, the object is searched in every frame, the
             first one too.
+        later: Index of a later frame -> its (H, W) uint8 label map: what is wrong by then is put
+            right, and objects that come later are added.
     """
 
     labels: UInt8Array | None = None
     prompts: Mapping[int, Prompt] = field(default_factory=dict)
     image_rgb: UInt8Array | None = None
+    later: Mapping[int, UInt8Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.labels is None and not self.prompts:
@@ -180,6 +183,8 @@ class Reference:
             clash = sorted(set(object_ids(self.labels)) & set(self.prompts))
             if clash:
                 raise PromptError(f"object ids {clash} have both a mask and a prompt; legal is one")
+        for labels in self.later.values():
+            check_label_map(labels)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from persam_video.errors import PromptError
 from persam_video.types import (
     Box,
     Frame,
@@ -76,6 +77,24 @@ class FakeTracker:
             self._on_step(frame)
         self.calls.append(("step", frame.index))
         return self._result(frame)
+
+    def correct(self, labels: UInt8Array) -> None:
+        assert set(object_ids(labels)) <= set(self.object_ids)
+        self.calls.append(("correct", None))
+        self._take(labels)
+
+    def add(self, labels: UInt8Array) -> None:
+        assert not set(object_ids(labels)) & set(self.object_ids)
+        self.calls.append(("add", None))
+        self._take(labels)
+
+    def _take(self, labels: UInt8Array) -> None:
+        if labels.shape != self._labels.shape:
+            raise PromptError("another size")
+        ids = object_ids(labels)
+        others = np.where(np.isin(self._labels, ids), 0, self._labels)
+        self._labels = np.where(np.isin(labels, ids), labels, others)
+        self.object_ids = tuple(sorted({*self.object_ids, *ids}))
 
     def labels_from_prompts(
         self, image_rgb: UInt8Array, prompts: Mapping[int, Prompt]

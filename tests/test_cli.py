@@ -356,6 +356,47 @@ def test_track_reference_image_takes_mask_and_preview_of_the_photo(
     assert [entry["id"] for entry in objects] == [4]
 
 
+def test_track_later_masks_are_put_in_their_frames(
+    clip: Path, fake: Callable[..., list[Config]]
+) -> None:
+    fake()
+    moved = np.roll(make_labels(), 3, axis=1)
+    write_label_map(Path("moved.png"), np.where(moved == 1, 1, 0).astype(np.uint8))
+    write_label_map(Path("other.png"), np.where(moved == 2, 1, 0).astype(np.uint8))
+    later = ["--later-mask", "4=moved.png", "--later-mask", "4=7=other.png"]
+    assert main(["track", "clip", "--mask", "1=moved.png", *later, "--start", "2", "-q"]) == 0
+    before, after = (read_label_map(Path(f"clip_tracked/masks/shot{i}.png")) for i in (3, 4))
+    assert np.unique(before).tolist() == [0, 1]
+    assert np.array_equal(after == 1, moved == 1) and np.array_equal(after == 7, moved == 2)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("mask.png", "FRAME=FILE or FRAME=ID=FILE, like 57=mask.png, got 'mask.png'"),
+        ("-1=mask.png", "FRAME=FILE"),
+        ("1=mask.png", "'1=mask.png': that frame is not read after the first one; legal are 3, 5"),
+        ("4=mask.png", "legal are 3, 5"),
+        ("6=mask.png", "legal are 3, 5"),
+        ("3=none.png", "none.png: there is no such mask file"),
+        ("3=small.png", "the mask has 5 x 4 pixels (width x height), frame 3 has 48 x 32"),
+    ],
+)
+def test_track_later_mask_that_makes_no_sense_is_told_before_anything_is_written(
+    given: str,
+    message: str,
+    clip: Path,
+    fake: Callable[..., list[Config]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fake()
+    write_label_map(Path("small.png"), np.eye(4, 5, dtype=np.uint8))
+    options = ["--mask", "mask.png", f"--later-mask={given}", "--start", "1", "--stride", "2"]
+    assert main(["track", "clip", *options, "-q"]) in (1, 2)
+    assert message in capsys.readouterr().err
+    assert not Path("clip_tracked").exists()
+
+
 def test_track_ctrl_c_leaves_whole_files_and_exit_code_130(
     clip: Path, fake: Callable[..., list[Config]], capsys: pytest.CaptureFixture[str]
 ) -> None:

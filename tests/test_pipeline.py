@@ -23,7 +23,16 @@ from persam_video.pipeline import (
     track,
     write_results,
 )
-from persam_video.types import Box, Frame, ObjectState, Prompt, Reference, TrackResult, UInt8Array
+from persam_video.types import (
+    VOID,
+    Box,
+    Frame,
+    ObjectState,
+    Prompt,
+    Reference,
+    TrackResult,
+    UInt8Array,
+)
 
 SIZE_HW = (12, 16)
 WAIT_S = 10.0  # far more than any test needs; a hang fails instead of blocking the suite
@@ -448,3 +457,70 @@ def test_write_results_list_of_pairs_is_written() -> None:
     sink = ListSink()
     summary = write_results(list(track(frames_until(5), FakeTracker(), REFERENCE)), [sink])
     assert summary.frames == len(sink.indices) == 5
+
+
+# --- masks for later frames -------------------------------------------------------------------
+
+
+def later_labels(**rectangles: int) -> UInt8Array:
+    """Squares of 3 pixels with an id each, their left edge given, as in ``o5=8``."""
+    labels = np.zeros(SIZE_HW, np.uint8)
+    for name, left in rectangles.items():
+        labels[2:5, left : left + 3] = int(name[1:])
+    return labels
+
+
+def test_track_later_mask_corrects_the_followed_and_adds_the_new() -> None:
+    tracker = FakeTracker()
+    given = later_labels(o5=1, o9=12)
+    given[0] = VOID
+    reference = Reference(make_labels(), later={2: given})
+    results = [result for _, result in track(frames_until(4), tracker, reference)]
+    assert [name for name, _ in tracker.calls] == [
+        "start",
+        "step",
+        "step",
+        "correct",
+        "add",
+        "step",
+    ]
+    assert [tuple(result.states) for result in results] == [(1, 5), (1, 5), (1, 5, 9), (1, 5, 9)]
+    assert results[2].scores == {1: 1.0, 5: 1.0, 9: 1.0}
+    for result in results[2:]:
+        for object_id in (5, 9):
+            assert np.array_equal(result.labels == object_id, given == object_id)
+        covered = (given > 0) & (given != VOID)
+        assert np.array_equal(result.labels == 1, (make_labels() == 1) & ~covered)
+
+
+def test_track_later_mask_may_be_of_the_first_frame_where_a_photo_is_the_reference() -> None:
+    photo = Reference(
+        make_labels(), image_rgb=np.zeros((*SIZE_HW, 3), np.uint8), later={0: later_labels(o1=3)}
+    )
+    tracker = FakeTracker()
+    first = next(iter(track(frames_until(2), tracker, photo)))[1]
+    assert [name for name, _ in tracker.calls[:3]] == ["photo", "step", "correct"]
+    assert np.array_equal(first.labels == 1, later_labels(o1=3) == 1)
+
+
+@pytest.mark.parametrize("index", [0, 7])
+def test_track_later_mask_whose_frame_is_not_read_is_told_after_what_was_found(index: int) -> None:
+    reference = Reference(make_labels(), later={index: later_labels(o1=3)})
+    sink = ListSink()
+    with pytest.raises(PromptError, match=f"frame {index}: a mask is given") as caught:
+        run(frames_until(3), FakeTracker(), reference, [sink])
+    assert caught.value.frame_index == index
+    assert sink.closed == 1
+    assert sink.indices == ([0] if index == 0 else [0, 1, 2])
+
+
+def test_track_later_mask_of_another_size_tells_its_frame() -> None:
+    reference = Reference(make_labels(), later={1: make_labels((12, 17))})
+    with pytest.raises(PromptError, match="another size") as caught:
+        list(track(frames_until(3), FakeTracker(), reference))
+    assert caught.value.frame_index == 1
+
+
+def test_reference_later_mask_must_be_legal() -> None:
+    with pytest.raises(PromptError, match="object"):
+        Reference(make_labels(), later={3: np.zeros(SIZE_HW, np.uint8)})

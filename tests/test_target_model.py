@@ -231,14 +231,43 @@ def test_appearance_memory_latest_frame_is_replaced_and_the_reference_stays() ->
     assert float(memory.score(second[None])) == pytest.approx(0, abs=1e-3)
 
 
+def test_more_references_weigh_the_same_and_the_newest_two_looks_are_kept() -> None:
+    """The object has one look in each reference; what was learnt in between is forgotten."""
+    looks = torch.eye(6)
+    mask = torch.zeros(8, 8)
+    mask[2:5, 2:5] = 1.0
+    region = torch.ones(8, 8, dtype=torch.bool)
+    model, memory = TargetModel(TrackConfig()), AppearanceMemory()
+
+    def learn(look: int, method: str) -> None:
+        cells = torch.where(mask[..., None] > 0.5, looks[look], looks[5])
+        frame = frame_of(cells)
+        lesson = Lesson.around(mask, region, frame)
+        getattr(model, method)(frame, lesson)
+        getattr(memory, method)(lesson)
+
+    learn(0, "fit")
+    learn(4, "update")
+    assert float(memory.score(looks[4][None])) > 0.5
+    for look in (1, 2):
+        learn(look, "fit")
+    first, second, third, background = (float(model.weights[i]) for i in (0, 1, 2, 5))
+    assert first == pytest.approx(second, rel=1e-3) and first == pytest.approx(third, rel=1e-3)
+    assert background < 0 < first
+    assert abs(float(model.weights[4])) < 1e-3
+    scores = memory.score(looks).tolist()
+    assert scores[0] > 0.9 and scores[2] > 0.9 and scores[5] < -0.9
+    assert scores[1] == pytest.approx(scores[4], abs=1e-3)  # neither is known
+
+
 def test_appearance_memory_large_region_is_thinned_to_a_fixed_size() -> None:
     looks = torch.nn.functional.normalize(torch.randn(100, 90, 4), dim=2)
     mask = (looks[..., 0] > 0).float()
     memory = AppearanceMemory()
     frame = frame_of(looks)
     memory.fit(Lesson.around(mask, torch.ones((100, 90), dtype=torch.bool), frame))
-    assert memory._reference is not None
-    assert memory._reference[0].shape == (1024, 5)
+    [(cells, _)] = memory._references
+    assert cells.shape == (1024, 5)
     score = memory.score(looks.flatten(0, 1))
     assert ((score > 0) == (mask.flatten() > 0)).float().mean() > 0.9
 
@@ -252,8 +281,7 @@ def test_lesson_cells_far_off_are_thinned_and_count_for_those_left_out() -> None
     lesson = Lesson.around(mask, region, frame).against(frame, rivals=rivals)
     memory = AppearanceMemory()
     memory.fit(lesson)
-    assert memory._reference is not None
-    cells, counts = memory._reference
+    [(cells, counts)] = memory._references
     near, far, others = 8 * 8, 30 * 30 - 8 * 8, 4 * 6  # two columns of it are in the region
     assert counts.shape == (2, near + far // 4 + others // 4) == (2, len(cells))
     assert counts.sum(dim=1).tolist() == [16, near + far + others]

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from persam_video.errors import ConfigError
 
 if TYPE_CHECKING:
-    from persam_video.types import Reference
+    from persam_video.config import SourceConfig
+    from persam_video.types import Reference, UInt8Array, VideoInfo
+
+_LATER = re.compile(r"(?P<frame>\d{1,9})=(?P<mask>.+)", re.ASCII | re.DOTALL)
+_UNKNOWN = 10**9
+"""Frames of a source that does not tell how many it has."""
 
 
 def add_reference_options(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +63,19 @@ def add_reference_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_later_masks(parser: argparse.ArgumentParser) -> None:
+    """Add ``--later-mask``."""
+    parser.add_argument(
+        "--later-mask",
+        action="append",
+        default=[],
+        metavar="FRAME=[ID=]FILE",
+        help="mask for a later frame, otherwise as --mask: puts right what has gone wrong by then, "
+        "adds objects that come late; with --look-back N up to N frames before it are put right, "
+        "too (repeatable)",
+    )
+
+
 def read_reference(args: argparse.Namespace) -> Reference:
     """The reference that the options describe; whether it fits the frames is seen later.
 
@@ -74,7 +93,7 @@ def read_reference(args: argparse.Namespace) -> Reference:
         raise ConfigError(
             "nothing says what to follow; legal are --mask FILE, --points X,Y and --box X1,Y1,X2,Y2"
         )
-    if args.threshold is not None and not args.mask:
+    if args.threshold is not None and not (args.mask or getattr(args, "later_mask", [])):
         raise ConfigError("--threshold is for masks; there is no --mask")
     labels = read_masks(args.mask, threshold=args.threshold) if args.mask else None
     prompts = parse_prompts(args.points, args.box)
@@ -83,3 +102,44 @@ def read_reference(args: argparse.Namespace) -> Reference:
         with open_source(args.reference_image) as picture:
             image_rgb = next(picture).image_rgb
     return Reference(labels, prompts, image_rgb)
+
+
+def read_later_masks(
+    args: argparse.Namespace, config: SourceConfig, info: VideoInfo
+) -> dict[int, UInt8Array]:
+    """Frame index -> (H, W) uint8 label map of ``--later-mask``.
+
+    Args:
+        args: The options.
+        config: Says which frames are read.
+        info: Of the source, opened with it.
+
+    Raises:
+        ConfigError: No frame is named, or one that is not read.
+        PromptError: A mask makes no sense.
+    """
+    from persam_video.references.masks import check_mask_size, read_masks
+
+    count = _UNKNOWN if info.frame_count is None else info.frame_count
+    legal = range(config.start, config.start + count * config.stride, config.stride)
+    if args.reference_image is None:
+        legal = legal[1:]  # the first frame's masks are the reference
+    specs: dict[int, list[str]] = {}
+    for given in args.later_mask:
+        match = _LATER.fullmatch(given)
+        if match is None:
+            raise ConfigError(
+                f"--later-mask must be FRAME=FILE or FRAME=ID=FILE, like 57=mask.png, got {given!r}"
+            )
+        if int(match["frame"]) not in legal:
+            some = ", ".join(map(str, legal[:2])) or "none"
+            last = f" to {legal[-1]}" if count != _UNKNOWN and len(legal) > 2 else ""
+            raise ConfigError(
+                f"--later-mask {given!r}: that frame is not read after the first one; legal are "
+                f"{some}, ...{last}"
+            )
+        specs.setdefault(int(match["frame"]), []).append(match["mask"])
+    later = {frame: read_masks(some, threshold=args.threshold) for frame, some in specs.items()}
+    for frame, labels in later.items():
+        check_mask_size(labels, info.size_hw, of=f"frame {frame}")
+    return later

@@ -5,13 +5,19 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from persam_video.cli.outputs import OUTPUT_HELP, add_output_options, make_sinks
 from persam_video.cli.progress import progress_bar, summary_text
-from persam_video.cli.reference import add_reference_options, read_reference
+from persam_video.cli.reference import (
+    add_later_masks,
+    add_reference_options,
+    read_later_masks,
+    read_reference,
+)
 from persam_video.cli.settings import HelpFormatter, add_settings, resolve_config, save_config
 from persam_video.errors import ConfigError
 
@@ -37,6 +43,8 @@ examples:
     persam-video track frames/ --mask 1=dog.png --mask 2=hat.png
   the object is known from a photo
     persam-video track clip.mp4 --reference-image dog.jpg --mask dog_mask.png
+  the mask of frame 57 was drawn anew; the frames before it are put right as well
+    persam-video track clip.mp4 --mask 0.png --later-mask 57=57.png --look-back 57
   webcam, until Ctrl-C
     persam-video track camera:0 --points "320,240" --max-size 640
   ten seconds of a large file, settings from a file
@@ -66,6 +74,7 @@ def add_command(
         help="folder for the outputs (default: <source>_tracked)",
     )
     add_reference_options(parser)
+    add_later_masks(parser)
     parser.add_argument(
         "--preview",
         type=Path,
@@ -96,6 +105,7 @@ def execute(args: argparse.Namespace) -> int:
             tracker = Tracker.from_config(config, progress=not args.quiet)
             _preview(args, source, tracker, reference)
             return 0
+        later = read_later_masks(args, config.source, source.info)
         folder = args.output or default_output(args.source)
         sinks, paths = make_sinks(args, folder, source.info)
         paths.append(save_config(folder, config, args.overwrite))
@@ -104,7 +114,7 @@ def execute(args: argparse.Namespace) -> int:
         if args.preview is not None:
             frames, reference = _preview(args, source, tracker, reference)
         with progress_bar(args, source.info.frame_count) as count:
-            summary = run(frames, tracker, reference, sinks, count)
+            summary = run(frames, tracker, replace(reference, later=later), sinks, count)
     if not args.quiet:
         print(summary_text(summary), *paths, sep="\n")
     return 0

@@ -27,22 +27,25 @@ _CHUNK = 192
 class AppearanceMemory:
     """Labelled cells of the reference frame and of the latest frame of one object.
 
+    Where masks are given for later frames, the newest of these is a second reference.
+
     Args:
         dtype: Number format that cells are compared in.
     """
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         self._dtype = dtype
-        self._reference: tuple[Tensor, Tensor] | None = None
+        self._references: list[tuple[Tensor, Tensor]] = []
         self._latest: tuple[Tensor, Tensor] | None = None
 
     def fit(self, lesson: Lesson) -> None:
-        """Remember the reference; what was remembered before is forgotten.
+        """Remember the reference, or another one; what is remembered of other frames is forgotten.
 
         Args:
             lesson: Which cells of the frame.
         """
-        self._reference, self._latest = self._entry(lesson), None
+        self._references = [*self._references[:1], self._entry(lesson)]
+        self._latest = None
 
     def update(self, lesson: Lesson) -> None:
         """Remember another frame in the place of the latest one; arguments as for ``fit``."""
@@ -57,7 +60,7 @@ class AppearanceMemory:
         Returns:
             (n,) float32 in [-1, 1], +1 = object.
         """
-        entries = [e for e in (self._reference, self._latest) if e is not None]
+        entries = [*self._references, *([] if self._latest is None else [self._latest])]
         cells = torch.cat([e[0] for e in entries]).T
         counts = torch.cat([e[1] for e in entries], dim=1)
         asked = F.pad(_SHARPNESS * looks, (0, 1), value=-_SHARPNESS).to(self._dtype)

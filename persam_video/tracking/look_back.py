@@ -1,9 +1,10 @@
-"""What was lost is searched backwards from where it is tracked again, for those who can wait.
+"""What a later frame tells is carried back to the frames before it, for those who can wait.
 
 A tracker that knows the past alone finds a lost object late: it takes a good view of it to be sure.
-From that view it is easily followed back to the moment at which it came into sight. So results are
-held back while an object is lost, up to a fixed number of frames, and when it is tracked again a
-second tracker starts there and goes through the held frames in reverse order.
+From that view it is easily followed back to the moment at which it came into sight. And a mask that
+is given for a later frame tells that the ones before it have gone wrong, but not since when. So up
+to a fixed number of results are held back, while an object is lost or a given mask is still to
+come, and a second tracker goes from there through the held frames in reverse order.
 """
 
 from __future__ import annotations
@@ -17,44 +18,72 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from persam_video.errors import telling_frame
-from persam_video.types import Frame, ObjectState, TrackResult
+from persam_video.evaluation.metrics import region_similarity
+from persam_video.types import Frame, ObjectState, Reference, TrackResult, object_ids
 
 if TYPE_CHECKING:
     from persam_video.tracking.tracker import Tracker
 
+_AGREED = 0.95
+"""IoU of an object's masks from both ways from which on those before are taken to be right."""
+_ALIKE = 0.8
+"""IoU below which it is not the same that both ways have."""
+
+Held = deque[tuple[Frame, TrackResult]]
+"""Frames that are held back with their results, in order."""
+
 
 def looking_back(
-    results: Generator[tuple[Frame, TrackResult], None, None], tracker: Tracker, frames: int
+    results: Generator[tuple[Frame, TrackResult], None, None],
+    tracker: Tracker,
+    frames: int,
+    reference: Reference,
 ) -> Generator[tuple[Frame, TrackResult], None, None]:
-    """Fill the gaps in the results of a clip.
+    """Fill the gaps in the results of a clip, and put right what comes before a given mask.
 
-    Nothing that was found is changed. In a gap an object gets free pixels only, and only as far
-    back as the second tracker is sure of it.
+    In a gap an object gets free pixels only, and only as far back as the second tracker is sure of
+    it. An object whose mask is given is followed back until its masks agree with those it had, or
+    to the frame where they agree most; there is no way past the mask given before. Everything else
+    stays as it was found.
 
     Args:
         results: Frames in order with their results; closed in the end.
         tracker: For the way back; it forgets what it followed before.
-        frames: Most frames that are held back, and with it the longest gap, at least 1.
+        frames: Most frames that are held back, and with it the longest way, at least 1.
+        reference: What is followed; its masks for later frames are in the results.
 
     Yields:
         The frames with their results, at once or up to so many frames later.
     """
-    held: deque[tuple[Frame, TrackResult]] = deque()
+    held: Held = deque()
     missed: set[int] = set()  # lost in one of the held frames, and not tracked since
+    latest_given, last_given = -1, max(reference.later, default=-1)
     with closing(results):
-        for frame, result in results:
-            held.append((frame, result))
-            missed |= _in_state(result, ObjectState.LOST)
-            missed &= set(result.states)
-            if returned := missed & _in_state(result, ObjectState.TRACKED):
-                _fill(held, returned, tracker)
-                missed -= returned
-            while held and (len(held) > frames or not missed):
-                yield held.popleft()
+        try:
+            for place, (frame, result) in enumerate(results):
+                held.append((frame, result))
+                if place == 0 and reference.image_rgb is None:
+                    latest_given = frame.index
+                if frame.index in reference.later:
+                    given = set(object_ids(reference.later[frame.index]))
+                    _put_right(held, given, latest_given, tracker)
+                    latest_given = frame.index
+                    missed -= given
+                missed |= _in_state(result, ObjectState.LOST)
+                missed &= set(result.states)
+                if returned := missed & _in_state(result, ObjectState.TRACKED):
+                    _fill(held, returned, tracker)
+                    missed -= returned
+                waiting = missed or frame.index < last_given
+                while held and (len(held) > frames or not waiting):
+                    yield held.popleft()
+        except Exception:  # what came before is there all the same
+            yield from held
+            raise
     yield from held
 
 
-def _fill(held: deque[tuple[Frame, TrackResult]], sought: set[int], tracker: Tracker) -> None:
+def _fill(held: Held, sought: set[int], tracker: Tracker) -> None:
     """Search objects of the latest of the frames in those before it."""
     frame, result = held[-1]
     # All objects of the frame go along, so that none is taken for another one.
@@ -70,17 +99,57 @@ def _fill(held: deque[tuple[Frame, TrackResult]], sought: set[int], tracker: Tra
         with telling_frame(frame.index, "looking back at"):
             back = tracker.step(frame)
         sought = sought & _in_state(back, ObjectState.TRACKED)
-        found = sought & lost
-        free = (result.labels == 0) & np.isin(back.labels, list(found))
-        held[place] = (
-            frame,
-            replace(
-                result,
-                labels=np.where(free, back.labels, result.labels),
-                scores={**result.scores, **{i: back.scores[i] for i in found}},
-                states={**result.states, **{i: back.states[i] for i in found}},
-            ),
-        )
+        held[place] = frame, _taken_over(result, back, sought & lost)
+
+
+def _put_right(held: Held, given: set[int], end: int, tracker: Tracker) -> None:
+    """Follow objects whose masks are given for the latest of the frames back to those after an end.
+
+    Args:
+        held: The frames.
+        given: Ids of the objects.
+        end: Index of the frame that masks were given for before.
+        tracker: For the way back.
+    """
+    frame, result = held[-1]
+    tracker.start(frame, result.labels)
+    backs: list[TrackResult] = []  # of the frames before, from the latest back
+    agreement: dict[int, list[float]] = {i: [] for i in given}
+    going = set(given)
+    for frame, result in list(held)[-2::-1]:
+        if frame.index <= end or not going:
+            break
+        with telling_frame(frame.index, "looking back at"):
+            back = tracker.step(frame)
+        going &= _in_state(back, ObjectState.TRACKED)
+        for i in going:
+            agreement[i].append(region_similarity(back.labels == i, result.labels == i))
+        going = {i for i in going if agreement[i][-1] < _AGREED}
+        backs.append(back)
+    for steps, back in enumerate(backs):
+        place = len(held) - 2 - steps
+        frame, result = held[place]
+        ids = {i for i, alike in agreement.items() if steps < _way(alike)}
+        held[place] = frame, _taken_over(result, back, ids)
+
+
+def _way(agreement: list[float]) -> int:
+    """How many steps back an object is taken over, by how its masks agree in each."""
+    if not agreement or max(agreement) < _ALIKE:
+        return len(agreement)
+    return int(np.argmax(agreement))
+
+
+def _taken_over(result: TrackResult, back: TrackResult, ids: set[int]) -> TrackResult:
+    """A result with some objects as on the way back; the others keep their pixels."""
+    others = np.where(np.isin(result.labels, list(ids)), 0, result.labels)
+    free = (others == 0) & np.isin(back.labels, list(ids))
+    return replace(
+        result,
+        labels=np.where(free, back.labels, others).astype(np.uint8),
+        scores=dict(sorted({**result.scores, **{i: back.scores[i] for i in ids}}.items())),
+        states=dict(sorted({**result.states, **{i: back.states[i] for i in ids}}.items())),
+    )
 
 
 def _in_state(result: TrackResult, state: ObjectState) -> set[int]:

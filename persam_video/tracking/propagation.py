@@ -97,10 +97,11 @@ class PropagationMethod:
             self._fit(obj, frame, lesson)
 
     def _fit(self, obj: TrackedObject, frame: FrameFeatures, lesson: Lesson) -> None:
-        """Take the frame as the object's reference."""
-        obj.model = TargetModel(self._config)
+        """Take the frame as the object's reference, or as one more."""
+        if obj.model is None:
+            obj.model = TargetModel(self._config)
+            obj.memory = AppearanceMemory(self._decoder.dtype)
         obj.model.fit(frame, lesson)
-        obj.memory = AppearanceMemory(self._decoder.dtype)
         obj.memory.fit(lesson)
 
     def _space_of(self, embedding: Embedding) -> FeatureSpace:

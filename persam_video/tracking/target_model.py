@@ -2,8 +2,9 @@
 
 Weighted ridge regression to +1 (object) and -1 (background) on the encoder's features. It is kept
 as its normal equations, so a new frame is an addition, forgetting is a multiplication, and its size
-does not depend on the length of the clip. The reference frame's equations are kept for ever beside
-the running ones: they are the only ones known to be right.
+does not depend on the length of the clip. The equations of the reference frame, and of those that
+masks are given for later, are kept for ever beside the running ones: only they are known to be
+right.
 """
 
 from __future__ import annotations
@@ -26,19 +27,24 @@ class TargetModel:
     def __init__(self, config: TrackConfig) -> None:
         self._config = config
         self._reference: tuple[Tensor, Tensor] | None = None
+        self._references = 0
         self._running: tuple[Tensor, Tensor] | None = None
         self.weights: Tensor = torch.zeros(0)
         """(C,) float32; features.T @ weights is about +1 on the object, -1 off it."""
 
     def fit(self, frame: FrameFeatures, lesson: Lesson) -> None:
-        """Learn the reference; what was learnt before is forgotten.
+        """Learn the reference, or one more; what was learnt of other frames is forgotten.
 
         Args:
             frame: Features of the frame.
             lesson: Which of its cells.
         """
-        self._reference = self._normal_equations(frame, lesson)
-        self._running = None
+        matrix, vector = self._normal_equations(frame, lesson)
+        self._references += 1
+        if self._reference is not None:  # all weigh the same
+            matrix = torch.lerp(self._reference[0], matrix, 1 / self._references)
+            vector = torch.lerp(self._reference[1], vector, 1 / self._references)
+        self._reference, self._running = (matrix, vector), None
         self._solve()
 
     def update(self, frame: FrameFeatures, lesson: Lesson) -> None:

@@ -360,7 +360,9 @@ class Tracker:
 
     @torch.inference_mode()
     def correct(self, labels: UInt8Array) -> None:
-        """Replace the masks of followed objects in the latest frame, and learn from them anew.
+        """Replace the masks of followed objects in the latest frame.
+
+        They are references beside the first ones; what was learnt from other frames is forgotten.
 
         Args:
             labels: (H, W) uint8 label map of the latest frame; objects not in it stay as they are.
@@ -448,7 +450,10 @@ class Tracker:
             # +-8 where a cell is wholly in or out, 0 at half: the mask as the decoder gives it.
             logits = torch.logit(coverage, eps=_REFERENCE_EPS)
             target = make_target(embedding, mask, self._personalize.target)
-            learnt.append(TrackedObject(object_id, target, logits, Motion(logits)))
+            obj = TrackedObject(object_id, target, logits, Motion(logits))
+            if (former := self._objects.get(object_id)) is not None:
+                obj.model, obj.memory = former.model, former.memory
+            learnt.append(obj)
         self._method.learn(learnt, embedding, in_clip=in_clip, whole=whole)
         self._objects.update((obj.object_id, obj) for obj in learnt)
         if self._close_ups and in_clip and self._latest:
