@@ -64,6 +64,8 @@ def test_read_variants_shipped_file_is_legal() -> None:
     variants = {v.name: v for v in read_variants(TOOLS / "ablation.toml", None)}
     assert variants["close_up"].config.track.close_up
     assert variants["one_click"].click
+    assert variants["later_mask_look_back"].later_mask
+    assert variants["later_mask_look_back"].config.track.look_back == 128
 
 
 @pytest.mark.parametrize(
@@ -131,10 +133,11 @@ def test_ablate_scores_as_the_evaluation_does_and_reuses_what_is_done(
     variants.write_text(
         '[small]\n"encoder.input_size" = 256\n'
         '[no_sam]\n"encoder.input_size" = 256\n"track.agreement_slope" = 0.0\n'
+        '[given]\n"encoder.input_size" = 256\n"track.look_back" = 2\nlater_mask = "middle"\n'
     )
     command = [
         *(sys.executable, str(TOOLS / "ablate.py"), str(root), "--split", "2016/mini"),
-        *("--merge-objects", "--variants", str(variants), "--only", "small,no_sam"),
+        *("--merge-objects", "--variants", str(variants), "--only", "small,no_sam,given"),
         *("--baseline", "small", "--oracles", "--halves", "--sheets", "small"),
         *("--cache", str(tmp_path / "cache"), "-o", str(tmp_path / "out")),
     ]
@@ -145,10 +148,13 @@ def test_ablate_scores_as_the_evaluation_does_and_reuses_what_is_done(
     assert report["variants"]["small"]["J&F"] == pytest.approx(100 * score.j_and_f, abs=1e-6)
     assert report["variants"]["small"]["ms"]["all"] > 0
     assert report["variants"]["small"]["encoder_runs"] == 1
+    truth = pv.read_label_map(root / "Annotations/480p/lucia/00002.png") > 0
+    assert np.array_equal(pv.read_label_map(out / "given/lucia/00002.png") > 0, truth)
+    assert 0.5 < report["variants"]["given"]["J&F"] / 100 < 1  # the given frame does not count
     assert "best on the 2nd, 4th, ... clips" in first.stdout
     assert report["variants"]["oracle_grid"]["J&F"] > 85
     with (out / "scores.csv").open() as file:
-        assert len(list(csv.DictReader(file))) == 2 * (2 + 4)
+        assert len(list(csv.DictReader(file))) == 2 * (3 + 4)
     assert "small says tracked in 100.0 % of the frames: J " in first.stdout
     assert (out / "states.png").exists() is (find_spec("matplotlib") is not None)
     with Image.open(out / "sheets/small.png") as sheet:

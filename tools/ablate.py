@@ -29,9 +29,10 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -71,15 +72,17 @@ class Variant:
         name: Name of its folder and row.
         config: All settings.
         click: Start from one click in the place of the first mask.
+        later_mask: The mask of the middle frame is given as well.
     """
 
     name: str
     config: pv.Config
     click: bool = False
+    later_mask: bool = False
 
     def key(self, clip: DavisClip, options: argparse.Namespace) -> str:
         """What the result on a clip depends on."""
-        depends = (asdict(self.config), self.click, clip, options.merge_objects, options.version)
+        depends = (asdict(self), clip, options.merge_objects, options.version)
         return hashlib.sha256(repr(depends).encode()).hexdigest()[:16]
 
 
@@ -108,11 +111,14 @@ def _variant(name: str, table: dict[str, Any]) -> Variant:
     reference = table.pop("reference", "mask")
     if reference not in ("mask", "click"):
         raise SystemExit(f"{name}: reference must be mask or click, got {reference!r}")
+    later = table.pop("later_mask", "none")
+    if later not in ("none", "middle"):
+        raise SystemExit(f"{name}: later_mask must be none or middle, got {later!r}")
     layer: dict[str, dict[str, Any]] = {}
     for key, value in table.items():
         section, _, setting = key.partition(".")
         layer.setdefault(section, {})[setting] = value
-    return Variant(name, pv.Config().merged(layer, name), click=reference == "click")
+    return Variant(name, pv.Config().merged(layer, name), reference == "click", later == "middle")
 
 
 def middle_of(mask: np.ndarray[Any, np.dtype[np.bool_]]) -> tuple[int, int]:
@@ -169,6 +175,10 @@ def _run_variant(
             return ClipRun(**stored)
     tracker = pv.Tracker(encoder, decoder, variant.config.personalize, variant.config.track)
     labels = first_labels(clip, merge_objects=options.merge_objects)
+    later = {}
+    if variant.later_mask:
+        middle = len(clip.frames) // 2
+        later[middle] = _truth(clip.annotations[middle], clip, options.merge_objects)
     ms: list[float] = []
     results: list[pv.TrackResult] = []
     with (
@@ -176,29 +186,51 @@ def _run_variant(
         pv.open_source(clip.frame_folder) as source,
         pv.PalettePngSink(folder, overwrite=True) as sink,
     ):
-        for frame in source:
+        first = next(source)
+        if variant.click:
+            labels = clicked(labels, tracker, first.image_rgb)
+        frames = chain([first], source)
+        if later:
+            pairs = pv.track(frames, tracker, pv.Reference(labels, later=later))
+        else:
+            pairs = _one_by_one(frames, tracker, labels, encoder, seconds, ms)
+        for frame, result in pairs:
             if not results:
-                start = clicked(labels, tracker, frame.image_rgb) if variant.click else labels
-                result = tracker.start(frame, start)
-                seconds.update(dict.fromkeys(PARTS, 0.0))
                 calls = encoder.use.calls
-            else:
-                begin, before = time.perf_counter(), encoder.use.seconds
-                result = tracker.step(frame)
-                ms.append(1e3 * (time.perf_counter() - begin - (encoder.use.seconds - before)))
             results.append(result)
             sink.write(frame, result)
-    steps = max(1, len(ms))
-    parts = {part: 1e3 * value / steps for part, value in seconds.items()}
+    parts = {part: 1e3 * value / max(1, len(ms)) for part, value in seconds.items() if ms}
     parts["all"] = float(np.mean(ms)) if ms else 0.0
-    runs = (encoder.use.calls - calls) / steps
+    runs = (encoder.use.calls - calls) / max(1, len(results) - 1)
     maps = [result.labels for result in results]
-    run = _scored(clip, variant.name, maps, parts, runs, options.merge_objects, results)
+    run = _scored(
+        clip, variant.name, maps, parts, runs, options.merge_objects, results, frozenset(later)
+    )
     record.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(record) as temporary:
         temporary.write_text(json.dumps({**asdict(run), "key": key}))
     print(f"{variant.name} {clip.name} {100 * run.j_and_f:.1f}", file=sys.stderr, flush=True)
     return run
+
+
+def _one_by_one(
+    frames: Iterable[pv.Frame],
+    tracker: pv.Tracker,
+    labels: Any,
+    encoder: CachedEncoder,
+    seconds: dict[str, float],
+    ms: list[float],
+) -> Iterator[tuple[pv.Frame, pv.TrackResult]]:
+    """Nothing overlaps, so that times mean something; those of the steps go to ``ms``."""
+    for place, frame in enumerate(frames):
+        if place == 0:
+            result = tracker.start(frame, labels)
+            seconds.update(dict.fromkeys(PARTS, 0.0))
+        else:
+            begin, before = time.perf_counter(), encoder.use.seconds
+            result = tracker.step(frame)
+            ms.append(1e3 * (time.perf_counter() - begin - (encoder.use.seconds - before)))
+        yield frame, result
 
 
 def _run_oracles(
@@ -224,11 +256,16 @@ def _scored(
     encoder_runs: float,
     merge_objects: bool,
     told: Sequence[pv.TrackResult] = (),
+    given: frozenset[int] = frozenset(),
 ) -> ClipRun:
-    """J and F of every frame that counts, objects averaged, and what the tracker said of them."""
+    """J and F of every frame that counts, objects averaged, and what the tracker said of them.
+
+    Besides the first and the last frame those do not count whose masks were given.
+    """
     truths = [_truth(path, clip, merge_objects) for path in clip.annotations]
     ids = tuple(np.unique(truths[0][(truths[0] > 0) & (truths[0] < 255)]).tolist())
-    score = score_clip(clip.name, ids, zip(results[1:-1], truths[1:-1], strict=True))
+    counts = [i for i in range(1, len(truths) - 1) if i not in given]
+    score = score_clip(clip.name, ids, ((results[i], truths[i]) for i in counts))
     j, f = (
         np.mean([getattr(o, name) for o in score.objects], axis=0).tolist()
         for name in ("j_frames", "f_frames")
@@ -236,7 +273,7 @@ def _scored(
     answers = [
         (result.states[o.object_id].value, result.scores[o.object_id], frame_j)
         for o in score.objects
-        for result, frame_j in zip(told[1:-1], o.j_frames, strict=bool(told))
+        for result, frame_j in zip((told[i] for i in counts if told), o.j_frames, strict=bool(told))
     ]
     return ClipRun(variant, clip.name, j, f, dict(ms), encoder_runs, answers)
 
