@@ -88,7 +88,10 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (davis / "ImageSets/2017/val.txt").write_text("bear\n", encoding="ascii")
     Image.fromarray(picture(3)).save(tmp_path / "dog.jpg")
     write_label_map(tmp_path / "first.png", labels_at(DISC, SQUARE))
-    for name, box in (("dog", DISC), ("dog_mask", DISC), ("hat", SQUARE), ("ball", BOTTOM)):
+    for name, box in (
+        *(("dog", DISC), ("dog4", DISC), ("dog_mask", DISC)),
+        *(("hat", SQUARE), ("ball", BOTTOM)),
+    ):
         write_label_map(tmp_path / f"{name}.png", labels_at(box))
     monkeypatch.chdir(tmp_path)
     install_camera(monkeypatch)
