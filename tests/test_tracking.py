@@ -354,6 +354,21 @@ def test_object_is_not_the_scrap_that_is_left_where_it_is_not_expected() -> None
         assert obj.state is ObjectState.TRACKED
 
 
+def test_object_of_a_photo_may_have_any_size_in_the_clip() -> None:
+    """In the photo it fills half of the picture; a clip's own object is no such scrap."""
+    far_away, half = torch.full((2, 40, 40), -4.0)
+    far_away[3:6, 3:6] = 4.0
+    half[20:] = 4.0
+    obj = some_object(1, half)
+    obj.observe(far_away, 0.9, TrackConfig())
+    assert obj.state is ObjectState.LOST
+    obj = some_object(1, half)
+    obj.never_seen()
+    assert obj.state is ObjectState.LOST and not (obj.expected_logits() > 0).any()
+    obj.observe(far_away, 0.9, TrackConfig())
+    assert obj.state is ObjectState.TRACKED and obj.area == 9
+
+
 @pytest.mark.slow
 def test_tracker_object_is_found_anywhere_in_the_frame_after_a_cut(
     sam: Sam, davis_root: Path
