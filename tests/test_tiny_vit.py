@@ -14,7 +14,12 @@ def _error(got: torch.Tensor, true: torch.Tensor) -> float:
     return float((got.float() - true).norm() / true.norm())
 
 
-@pytest.mark.skipif(not tiny_vit._fuses_gelu(), reason="no bfloat16 convolution with GELU here")
+needs_bfloat16 = pytest.mark.skipif(
+    not tiny_vit._multiplies_bfloat16(), reason="no bfloat16 in the processor, or in oneDNN"
+)
+
+
+@needs_bfloat16
 @pytest.mark.parametrize("groups", [1, 16])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_gelu_in_the_convolutions_pass(groups: int, stride: int) -> None:
@@ -49,10 +54,58 @@ def test_a_network_without_it_computes_the_same(monkeypatch: pytest.MonkeyPatch)
         true = block(x)
         half = block.to(torch.bfloat16)
         here = half(x.to(torch.bfloat16))
-        monkeypatch.setattr(tiny_vit, "_fuses_gelu", lambda: False)
+        monkeypatch.setattr(tiny_vit, "_multiplies_bfloat16", lambda: False)
         elsewhere = half(x.to(torch.bfloat16))
     assert _error(here, true) < 0.01
     assert _error(elsewhere, true) < 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 4, 7])
+def test_bottleneck_in_strips_is_the_same(
+    dtype: torch.dtype, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    block = MBConv(8).to(dtype)
+    x = torch.randn(1, 8, 15, 18, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        whole = block(x)
+        bytes_at_once = rows * 18 * 32 * x.element_size()
+        monkeypatch.setattr(tiny_vit, "_AT_ONCE", (bytes_at_once, 1))
+        strips = block(x)
+    assert strips.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(strips, whole, rtol=1e-5, atol=1e-6)
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("at_once", [1, 2 * 3 * 16 * 16 * 2, 10**6])  # windows: 1, 2 and all 5
+@pytest.mark.parametrize("scale", [1.0, 6.0])
+def test_attention_in_bfloat16_is_as_near_as_torchs(
+    at_once: int, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(tiny_vit, "_AT_ONCE", (1, at_once))
+    qkv = torch.randn(5, 16, 3, 24).transpose(1, 2).to(torch.bfloat16)
+    query, key, value = (scale * qkv).chunk(3, dim=-1)
+    bias = torch.randn(3, 16, 16).to(torch.bfloat16)
+    exact = [part.float() for part in (query, key, value, bias)]
+    true = tiny_vit._attention(*exact)
+    got = tiny_vit._attention_in_bfloat16(query, key, value, bias)
+    assert got.shape == true.shape and got.dtype == torch.bfloat16
+    # Logits are rounded here, to 1 in 256; TinyViT's are as large as those of the first scale.
+    assert _error(got, true) < (0.01 if scale == 1 else 0.05)
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("logit", [-200.0, 200.0])
+def test_attention_in_bfloat16_with_logits_beyond_its_range(logit: float) -> None:
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, 3, 16, 8).to(torch.bfloat16)
+    bias = torch.zeros(3, 16, 16, dtype=torch.bfloat16)
+    bias[1] = logit  # of one head; with a softmax it is nothing
+    got = tiny_vit._attention_in_bfloat16(query, key, value, bias)
+    plain = tiny_vit._attention(query, key, value, torch.zeros_like(bias))
+    assert _error(got, plain.float()) < 0.02
 
 
 def test_bfloat16_is_near_float32() -> None:
