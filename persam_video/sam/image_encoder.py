@@ -230,7 +230,7 @@ class SamImageEncoder:
             box = (left * across, top * down, (left + width) * across, (top + height) * down)
         resized = picture.resize((width, height), Image.Resampling.BILINEAR, box)
         pixels = torch.from_numpy(np.array(resized)).to(self.device)
-        x = (pixels.permute(2, 0, 1)[None].float() - self._mean) / self._std
+        x = pixels.permute(2, 0, 1)[None].float().sub_(self._mean).div_(self._std)
         if self.padding:
             return F.pad(x, (0, self.input_size - width, 0, self.input_size - height))
         return F.pad(x, (0, -width % _CELL, 0, -height % _CELL))
