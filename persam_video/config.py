@@ -208,6 +208,13 @@ class TrackConfig(_Checked):
         "track: encode the window around each object as well, if that is no longer than about half "
         "of the frame; one more encoder run per frame and object",
     )
+    keyframe_interval: int = setting(
+        1,
+        "frames from one keyframe to the next; only these are tracked, and those between, whose "
+        "masks follow the optical flow from both, come out with the next one; 1 = all are tracked",
+        low=1,
+        high=8,
+    )
     look_back: int = setting(
         0,
         "most frames that are held back while an object is lost; when it is tracked again it is "

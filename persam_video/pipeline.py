@@ -25,6 +25,7 @@ from persam_video.errors import PersamError, PromptError, telling_frame
 from persam_video.references.masks import check_mask_size
 from persam_video.sam.machine import processor_threads, take_threads, threads_taken
 from persam_video.sinks import MultiSink, Sink
+from persam_video.tracking.in_between import in_between
 from persam_video.tracking.later_masks import LaterMasks
 from persam_video.tracking.look_back import looking_back
 from persam_video.types import (
@@ -111,23 +112,32 @@ def track(
             mask not its frame, or that frame is not read.
         SourceError: The source failed; ``frame_index`` tells where.
     """
-    results = _tracked(source, tracker, reference, prefetch)
-    if tracker.look_back:
-        results = looking_back(results, tracker.twin(), tracker.look_back, reference)
-    return results
+
+    def follow(
+        frames: Generator[Frame, None, None],
+    ) -> Generator[tuple[Frame, TrackResult], None, None]:
+        results = _tracked(frames, tracker, reference, prefetch)
+        if tracker.look_back:
+            results = looking_back(results, tracker.twin(), tracker.look_back, reference)
+        return results
+
+    frames = _numbered(source)
+    if tracker.keyframe_interval > 1:
+        return in_between(frames, tracker.keyframe_interval, reference.later, follow)
+    return follow(frames)
 
 
 def _tracked(
-    source: Iterable[Frame], tracker: Tracker, reference: Reference, prefetch: int
+    numbered: Generator[Frame, None, None], tracker: Tracker, reference: Reference, prefetch: int
 ) -> Generator[tuple[Frame, TrackResult], None, None]:
-    """``track``, without a look back."""
+    """``track``, of every frame and without a look back."""
     tracker.reset()
     photo = reference.image_rgb
     if photo is not None:
         tracker.start_from_photo(photo, reference_labels(tracker, reference, photo))
     threads = processor_threads()
     # In the end, whichever thread was the last to take some, those to come have them all.
-    with threads_taken(threads), closing(prefetched(source, prefetch)) as frames:
+    with threads_taken(threads), closing(_read_ahead(numbered, prefetch)) as frames:
         first = next(frames, None)
         if first is None:
             return
@@ -278,9 +288,14 @@ def prefetched(source: Iterable[Frame], depth: int = PREFETCH) -> Generator[Fram
         PersamError: ``depth`` is below 1.
         Exception: Whatever the source raises, after the frames before it, with the frame's index.
     """
+    return _read_ahead(_numbered(source), depth)
+
+
+def _read_ahead(numbered: Generator[Frame, None, None], depth: int) -> Generator[Frame, None, None]:
+    """``prefetched``, of frames whose errors tell which one could not be read."""
     if depth < 1:
         raise PersamError(f"prefetch must be at least 1 frame, got {depth}")
-    return ahead(_numbered(source), depth, "persam-reader")
+    return ahead(numbered, depth, "persam-reader")
 
 
 def _numbered(source: Iterable[Frame]) -> Generator[Frame, None, None]:

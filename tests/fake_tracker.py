@@ -39,6 +39,7 @@ class FakeTracker:
 
     encode_at_once = 1
     look_back = 0
+    keyframe_interval = 1
 
     def __init__(self, on_step: Callable[[Frame], None] | None = None) -> None:
         self.encoder = FakeEncoder()

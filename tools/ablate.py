@@ -190,7 +190,7 @@ def _run_variant(
         if variant.click:
             labels = clicked(labels, tracker, first.image_rgb)
         frames = chain([first], source)
-        if later:
+        if later or variant.config.track.keyframe_interval > 1:
             pairs = pv.track(frames, tracker, pv.Reference(labels, later=later))
         else:
             pairs = _one_by_one(frames, tracker, labels, encoder, seconds, ms)

@@ -25,7 +25,8 @@ from persam_video.tracking.passing import Passing
 from persam_video.types import BoolArray, Embedding, Float32Array, UInt8Array
 
 _LONGEST = 512
-"""Longer side in pixels at which pictures are compared."""
+"""Longer side of the compared pictures for which lengths in pixels are given here and below; where
+they are smaller, so are these."""
 _LIGHTNESS = 0.6
 """Weight of a difference in lightness against one in colour: a shadow is no object."""
 _NOISE = 3.0
@@ -40,8 +41,7 @@ _LEARNT = 0.5
 _SPREAD_LEARNT = 0.2
 """Share of a new frame in its spread."""
 _AROUND_MASK = 2
-"""Pixels (of the compared picture, here and below) beside a mask that are not learnt as background,
-and inside it that may be background."""
+"""Pixels beside a mask that are not learnt as background, and inside it that may be background."""
 _NEARBY = 40
 """Pixels around a mask in which changes of the background are counted."""
 _FALSE_ALARMS = 0.01, 0.04
@@ -61,6 +61,14 @@ _ONE_PLANE = 0.3, 0.6
 """Share of the corners that move with the homography at which it is not believed, and is."""
 _CORNERS, _FEWEST_CORNERS = 200, 12
 """Corners followed, and the fewest that a homography is fitted to."""
+_BETWEEN_CORNERS, _OFF_PLANE = 7.0, 1.5
+"""Pixels between two corners at least, and that one may be off the homography by."""
+_FLOW_RADIUS = 10
+"""Pixels around a corner by which it is found again."""
+_EDGE_RADIUS = 3
+"""Pixels around one that are its nearby."""
+_BLUR = 1.0
+"""Pixels, standard deviation of the smoothing before and after the comparison."""
 _FEWEST_PIXELS = 50
 """Background around the objects, in pixels, of which a share means something."""
 _THUMBNAIL = 32, 18
@@ -103,9 +111,14 @@ class Background:
 
     Call ``look`` with a frame, then ``learn`` with what was found in it. Its size does not depend
     on the clip's length.
+
+    Args:
+        longest: Longer side in pixels at which pictures are compared, at most.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, longest: int = _LONGEST) -> None:
+        self._longest = longest
+        self._scale = longest / _LONGEST
         self._view: _View | None = None
         self._mean: Float32Array = np.zeros((0, 0, 3), np.float32)
         self._spread: Float32Array = np.zeros((0, 0), np.float32)
@@ -126,15 +139,15 @@ class Background:
             image_rgb: (H, W, 3) uint8 RGB.
 
         Returns:
-            Over the whole frame, h, w <= 512.
+            Over the whole frame, h, w <= ``longest``.
         """
-        gray, colours = _reduced(image_rgb)
+        gray, colours = _reduced(image_rgb, self._longest, _BLUR * self._scale)
         old, shape = self._view, gray.shape
         self.cut = False
         stayed = np.ones(shape, np.bool_)
         moved, one_plane = None, 0.0
         if old is not None and old.gray.shape == shape:
-            moved, one_plane = _camera_motion(old.gray, gray, ~self._objects)
+            moved, one_plane = _camera_motion(old.gray, gray, ~self._objects, self._scale)
             apart = _apart(old.colours, colours)
             of_late = apart if self._restless is None else self._restless
             self.cut = moved is None and apart > _CUT * max(of_late, _CUT_NOISE)
@@ -165,14 +178,14 @@ class Background:
         seen = _ramp(one_plane, *_ONE_PLANE)
         trust = seen * (1 - _ramp(self._false_alarms, *_FALSE_ALARMS))
         trust *= 1 - _ramp(self._strange(spreads), *_STRANGE)
-        largest = cv2.dilate(difference, np.ones((7, 7), np.uint8))
+        largest = cv2.dilate(difference, _square(self._scale * _EDGE_RADIUS))
         edge = _ramp(np.asarray(difference / np.maximum(largest, 1e-3), np.float32), *_EDGE)
         come = trust * _ramp(spreads, _CHANGING, _CHANGED) * edge
         # Smoke and crowds make changes mean nothing, but not that something looks as it did.
         still = trust * np.clip(_STILL - spreads, 0, 1)
         still = np.maximum(still, seen * np.clip(_STILL - difference / floor, 0, 1))
         maps = (come - still) * self._known, still * self._empty
-        return Change(*(torch.from_numpy(_smoothed(m)) for m in maps))
+        return Change(*(torch.from_numpy(_smoothed(m, _BLUR * self._scale)) for m in maps))
 
     def learn(self, labels: UInt8Array, *, all_tracked: bool = True) -> None:
         """Take what is not an object in the frame just looked at as background.
@@ -183,7 +196,7 @@ class Background:
         """
         view = self._view
         assert view is not None
-        self._objects, inside = _taken(labels > 0, view)
+        self._objects, inside = _taken(labels > 0, view, self._scale * _AROUND_MASK)
         small = cv2.resize(labels, view.gray.shape[::-1], interpolation=cv2.INTER_NEAREST)
         passed = self._passing.learn(np.asarray(small, np.uint8), view.stayed, view.camera)
         self._objects &= ~passed
@@ -192,8 +205,8 @@ class Background:
         self._inside = (inside | (self._inside & view.stayed)) & ~passed
         free = ~(self._objects | self._inside)
         known, new = self._known & free, free & ~self._known
-        nearby = known & _grown(self._objects, _NEARBY)
-        if nearby.sum() > _FEWEST_PIXELS:
+        nearby = known & _grown(self._objects, self._scale * _NEARBY)
+        if nearby.sum() > self._scale**2 * _FEWEST_PIXELS:
             alarms = float((view.spreads[nearby] > _ALARM).mean())
             self._false_alarms += _ALARMS_LEARNT * (alarms - self._false_alarms)
         old = known.astype(np.uint8)
@@ -208,7 +221,10 @@ class Background:
 
     def _strange(self, spreads: Float32Array) -> float:
         """Changed area near the objects that they cannot have moved to, in areas of the objects."""
-        reached, nearby = _grown(self._objects, _AS_FAR_AS), _grown(self._objects, _NEARBY)
+        reached, nearby = (
+            _grown(self._objects, self._scale * _AS_FAR_AS),
+            _grown(self._objects, self._scale * _NEARBY),
+        )
         changed = self._known & (spreads > _ALARM) & nearby & ~reached
         return float(changed.sum() / max(1, self._objects.sum()))
 
@@ -219,7 +235,7 @@ class Background:
             objects: (H, W) bool, up to their edges.
         """
         assert self._view is not None
-        taken, _ = _taken(objects, self._view)
+        taken, _ = _taken(objects, self._view, self._scale * _AROUND_MASK)
         self._objects |= taken
         self._inside |= taken
         self._known &= ~taken
@@ -242,38 +258,39 @@ class _View:
     camera: NDArray[np.float64] | None
 
 
-def _reduced(image_rgb: UInt8Array) -> tuple[UInt8Array, Float32Array]:
+def _reduced(image_rgb: UInt8Array, longest: int, blur: float) -> tuple[UInt8Array, Float32Array]:
     """(h, w) uint8 grey values and (h, w, 3) float32 smoothed CIELAB of a smaller picture."""
     height, width = image_rgb.shape[:2]
-    scale = min(1.0, _LONGEST / max(height, width))
+    scale = min(1.0, longest / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     small = cv2.resize(image_rgb, size, interpolation=cv2.INTER_AREA)
     lab = np.asarray(cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2LAB), np.float32)
     lab[..., 0] *= _LIGHTNESS
-    colours = cv2.GaussianBlur(lab, (0, 0), 1.0)
+    colours = cv2.GaussianBlur(lab, (0, 0), blur)
     gray = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
     return np.asarray(gray, np.uint8), np.asarray(colours, np.float32)
 
 
 def _camera_motion(
-    before: UInt8Array, after: UInt8Array, background: BoolArray
+    before: UInt8Array, after: UInt8Array, background: BoolArray, scale: float
 ) -> tuple[NDArray[np.float64] | None, float]:
     """Homography from one frame to the next and the share of the corners that move with it.
 
     None where the two do not show the same place from nearby.
     """
     corners = cv2.goodFeaturesToTrack(
-        before, _CORNERS, 0.005, 7, mask=background.astype(np.uint8) * 255
+        before, _CORNERS, 0.005, scale * _BETWEEN_CORNERS, mask=background.astype(np.uint8) * 255
     )
     if corners is None or len(corners) < _FEWEST_CORNERS:
         return None, 0.0
+    side = 2 * round(scale * _FLOW_RADIUS) + 1
     found, status, _ = cv2.calcOpticalFlowPyrLK(  # type: ignore[call-overload]
-        before, after, corners, None, winSize=(21, 21), maxLevel=4
+        before, after, corners, None, winSize=(side, side), maxLevel=4
     )
     seen = status[:, 0] > 0
     if seen.sum() < _FEWEST_CORNERS:
         return None, 0.0
-    moved, fits = cv2.findHomography(corners[seen], found[seen], cv2.RANSAC, 1.5)
+    moved, fits = cv2.findHomography(corners[seen], found[seen], cv2.RANSAC, scale * _OFF_PLANE)
     if moved is None or fits.mean() < _ONE_PLANE[0]:
         return None, 0.0
     return moved, float(fits.mean())
@@ -317,20 +334,25 @@ def _warped(picture: Float32Array, moved: NDArray[np.float64]) -> Float32Array:
     return np.asarray(warped, np.float32)
 
 
-def _taken(mask: BoolArray, view: _View) -> tuple[BoolArray, BoolArray]:
+def _taken(mask: BoolArray, view: _View, around: float) -> tuple[BoolArray, BoolArray]:
     """(H, W) mask -> (h, w) bool, with what lies beside it, and without its edge."""
     size = view.gray.shape[1], view.gray.shape[0]
     small = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0
-    return _grown(small, _AROUND_MASK), ~_grown(~small, _AROUND_MASK)
+    return _grown(small, around), ~_grown(~small, around)
 
 
-def _grown(mask: BoolArray, pixels: int) -> BoolArray:
-    side = 2 * pixels + 1
-    return cv2.dilate(mask.astype(np.uint8), np.ones((side, side), np.uint8)) > 0
+def _grown(mask: BoolArray, pixels: float) -> BoolArray:
+    return cv2.dilate(mask.astype(np.uint8), _square(pixels)) > 0
 
 
-def _smoothed(picture: NDArray[Any]) -> Float32Array:
-    return np.asarray(cv2.GaussianBlur(picture.astype(np.float32), (0, 0), 1.0), np.float32)
+def _square(radius: float) -> UInt8Array:
+    """So many pixels around one, at least one."""
+    side = 2 * max(1, round(radius)) + 1
+    return np.ones((side, side), np.uint8)
+
+
+def _smoothed(picture: NDArray[Any], blur: float) -> Float32Array:
+    return np.asarray(cv2.GaussianBlur(picture.astype(np.float32), (0, 0), blur), np.float32)
 
 
 def _ramp(values: Float32Array | float, low: float, high: float) -> Float32Array:
