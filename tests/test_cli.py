@@ -161,7 +161,8 @@ def test_shipped_configs_hold_the_defaults() -> None:
     accurate = load_config(PROJECT_ROOT / "configs/accurate.toml")
     assert accurate == Config(track=TrackConfig(close_up=True))
     fast = load_config(PROJECT_ROOT / "configs/fast.toml")
-    assert fast == Config(encoder=EncoderConfig(input_size=768))
+    keyframes = TrackConfig(keyframe_interval=2)
+    assert fast == Config(encoder=EncoderConfig(input_size=832), track=keyframes)
 
 
 # --- exit codes -------------------------------------------------------------------------------

@@ -3,8 +3,9 @@
 A round runs the first frames of a clip twice. The first time every stage waits for the one before,
 and every frame is encoded alone and then tracked (or the other way round, in turn), so that a busy
 machine slows both alike and their ratio stays honest. The second time decoding, encoding,
-following and writing overlap as in ``persam-video track``. Where several things are compared, their
-rounds take turns.
+following and writing overlap as in ``persam-video track``, and only keyframes are tracked. Where
+several things are compared, their rounds take turns. With a ground truth the clip is run from end
+to end once more, to score the masks that come out of that.
 """
 
 from __future__ import annotations
@@ -53,8 +54,9 @@ Run = Callable[..., RunSummary]
 
 @dataclass(slots=True)
 class _Samples:
-    """Seconds per frame of one round."""
+    """Seconds per frame of one round, ``encode`` and ``track`` per frame that is tracked."""
 
+    interval: int = 1
     decode: list[float] = field(default_factory=list)
     encode: list[float] = field(default_factory=list)
     track: list[float] = field(default_factory=list)
@@ -103,6 +105,7 @@ class StageBench:
             raise PersamError(f"frames must be at least 1, got {frames}")
         self._open_clip, self._tracker, self._reference = open_clip, tracker, reference
         self._frames, self._truth, self._run = frames, truth, run
+        self._interval = tracker.keyframe_interval if run is pipeline.run else 1
         self._rounds: list[_Samples] = []
         self._masks: list[tuple[str, bytes]] = []
         self._found: list[float] = []
@@ -117,7 +120,7 @@ class StageBench:
             PersamError: The clip has no frame left to time.
         """
         forget_peak_gpu_memory()
-        samples = _Samples()
+        samples = _Samples(interval=self._interval)
         # On a GPU the parts have to wait for it at their ends; that needs a pass of its own.
         self._step_by_step(samples, parts=gpu_name() is None)
         if gpu_name() is not None:
@@ -125,6 +128,8 @@ class StageBench:
             self._step_by_step(again, parts=True)
             samples.parts = again.parts
         self._end_to_end(samples)
+        if self._truth is not None and not self._masks:
+            self._keep_masks()
         self._rounds.append(samples)
         self._peaks.append((peak_memory() or 0, peak_gpu_memory() or 0))
 
@@ -178,7 +183,6 @@ class StageBench:
 
     def _step_by_step(self, samples: _Samples, *, parts: bool) -> None:
         """One stage after the other; ``samples.parts`` is filled when ``parts`` are timed."""
-        keep = self._truth is not None and not self._rounds and not self._masks
         with ExitStack() as stack:
             source = stack.enter_context(self._open_clip())
             self._info = source.info
@@ -204,8 +208,6 @@ class StageBench:
                 timed.latency.append(decoded + timed.track[-1])
                 lost = sum(state is ObjectState.LOST for state in result.states.values())
                 self._found.append(1 - lost / len(self._ids))
-                if keep:
-                    self._masks.append((frame.stem, packed(result.labels)))
         if not samples.track:
             raise PersamError(
                 f"the clip is too short to time it: at least {WARM_UP + 2} frames are needed",
@@ -251,6 +253,14 @@ class StageBench:
         samples.queued = [found[index] - read[index] for index in timed]
         samples.fps = len(timed) / (clock.times[-1] - clock.times[WARM_UP])
 
+    def _keep_masks(self) -> None:
+        """Of the frames that are timed and of the warm-up."""
+        keeper = _Keeper()
+        with self._open_clip() as source:
+            frames = islice(source, 1 + WARM_UP + self._frames)
+            self._run(frames, self._tracker, self._reference, [keeper], None)
+        self._masks = keeper.masks[1:]
+
     def _results(self, size_hw: tuple[int, int]) -> Iterator[tuple[str, UInt8Array]]:
         for stem, labels in self._masks:
             yield stem, unpacked(labels, size_hw)
@@ -289,15 +299,8 @@ def measure(
     return bench.report(settings)
 
 
-class _Clock:
-    """A sink that notes when a frame has been written by the sinks before it."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def write(self, frame: Frame, result: TrackResult) -> None:
-        """Note the time."""
-        self.times.append(time.perf_counter())
+class _Watcher:
+    """A sink without a file."""
 
     def close(self) -> None:
         """Nothing to finish."""
@@ -314,6 +317,28 @@ class _Clock:
         self.close()
 
 
+class _Clock(_Watcher):
+    """Notes when a frame has been written by the sinks before it."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def write(self, frame: Frame, result: TrackResult) -> None:
+        """Note the time."""
+        self.times.append(time.perf_counter())
+
+
+class _Keeper(_Watcher):
+    """Keeps the masks, packed, by the names of their frames."""
+
+    def __init__(self) -> None:
+        self.masks: list[tuple[str, bytes]] = []
+
+    def write(self, frame: Frame, result: TrackResult) -> None:
+        """Keep the mask."""
+        self.masks.append((frame.stem, packed(result.labels)))
+
+
 def _time_encoder(tracker: Tracker, frame: Frame, box_xyxy: Box) -> float:
     begun = time.perf_counter()
     embedding = tracker.encode(frame.image_rgb, box_xyxy)
@@ -322,11 +347,15 @@ def _time_encoder(tracker: Tracker, frame: Frame, box_xyxy: Box) -> float:
 
 
 def _stages(samples: _Samples) -> dict[str, float]:
-    """Seconds per frame of what overlaps in ``pipeline.run``; following is all but the encoder."""
+    """Seconds per frame of what overlaps in ``pipeline.run``; following is all but the encoder.
+
+    Between keyframes neither runs.
+    """
     decode, encode, track, write = (
         float(np.median(s)) for s in (samples.decode, samples.encode, samples.track, samples.write)
     )
-    return {"decode": decode, "encode": encode, "follow": track - encode, "write": write}
+    encode, follow = encode / samples.interval, (track - encode) / samples.interval
+    return {"decode": decode, "encode": encode, "follow": follow, "write": write}
 
 
 def _slowest(rounds: list[_Samples]) -> str:
