@@ -37,8 +37,8 @@ def _gelu(x: Tensor) -> Tensor:
 
 def _on_cpu(x: Tensor) -> bool:
     """Whether this runs on a CPU now, and is not written down as a graph for later."""
-    written_down = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
-    return x.device.type == "cpu" and not written_down
+    traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return x.device.type == "cpu" and not (traced or torch.compiler.is_compiling())
 
 
 def _in_bfloat16(x: Tensor) -> bool:
