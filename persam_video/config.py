@@ -217,8 +217,8 @@ class TrackConfig(_Checked):
     )
     look_back: int = setting(
         0,
-        "most frames that are held back while an object is lost; when it is tracked again it is "
-        "searched in them from there backwards; 0 = every frame is final at once",
+        "most frames that are held back while an object is lost, or a mask for a later frame is to "
+        "come, and then searched from there backwards; 0 = none",
         low=0,
         high=256,
     )

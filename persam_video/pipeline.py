@@ -94,9 +94,9 @@ def track(
     The tracker forgets what it followed before. A reference without a picture of its own belongs
     to the first frame; with one, the objects are searched in every frame, the first one included.
     Between two frames the caller may use ``tracker.add``, ``remove`` and ``correct``; with the
-    setting ``look_back`` the tracker can then be some frames further. Masks known before are better
-    in ``reference.later``, as then the frames before them can be put right, too. Closing the
-    generator early ends its threads; closing the source is for the caller.
+    settings ``look_back`` and ``keyframe_interval`` the tracker can then be some frames further.
+    Masks known before are better in ``reference.later``, as then the frames before them can be put
+    right, too. Closing the generator early ends its threads; closing the source is for the caller.
 
     Args:
         source: Frames in order, one pass.
@@ -118,12 +118,13 @@ def track(
     ) -> Generator[tuple[Frame, TrackResult], None, None]:
         results = _tracked(frames, tracker, reference, prefetch)
         if tracker.look_back:
-            results = looking_back(results, tracker.twin(), tracker.look_back, reference)
+            held = max(1, tracker.look_back // interval)
+            results = looking_back(results, tracker.twin(), held, reference)
         return results
 
-    frames = _numbered(source)
-    if tracker.keyframe_interval > 1:
-        return in_between(frames, tracker.keyframe_interval, reference.later, follow)
+    frames, interval = _numbered(source), tracker.keyframe_interval
+    if interval > 1:
+        return in_between(frames, interval, reference.later, follow)
     return follow(frames)
 
 

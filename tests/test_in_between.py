@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator, Iterable, Iterator
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -121,7 +123,8 @@ def test_object_that_is_lost_on_one_side_is_in_doubt_or_lost_between() -> None:
     for i, score in ((1, 0.5), (3, 0.0), (5, 0.5)):
         there = bool((results[i].labels == 2).any())
         state = ObjectState.UNCERTAIN if there else ObjectState.LOST
-        assert results[i].states[2] is state and results[i].scores[2] == score
+        assert results[i].states[2] is state
+        assert results[i].scores[2] == (score if there else 0.0)
     assert not (results[3].labels == 2).any()
 
 
@@ -140,8 +143,12 @@ def test_object_that_is_added_or_removed_at_a_keyframe_is_in_no_frame_before_or_
     assert all(set(np.unique(r.labels)) <= {0, *r.states} for r in results)
 
 
-@pytest.mark.parametrize("size_hw", [(1, 1), (3, 2), (15, 300), (16, 16)])
-def test_tiny_pictures_get_masks_too(size_hw: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    "size_hw",
+    # OpenCV's flow gave NaN for 16 x 432, and ended the process for 24 x 432 and 31 x 96.
+    [(1, 1), (3, 2), (15, 300), (16, 16), (16, 432), (24, 432), (31, 96), (32, 432), (120, 1920)],
+)
+def test_tiny_and_flat_pictures_get_masks_too(size_hw: tuple[int, int]) -> None:
     def follow(frames: Iterable[Frame]) -> Generator[tuple[Frame, TrackResult], None, None]:
         for frame in frames:
             labels = np.zeros(frame.size_hw, np.uint8)
@@ -152,6 +159,26 @@ def test_tiny_pictures_get_masks_too(size_hw: tuple[int, int]) -> None:
     results = [r for _, r in in_between(frames, 2, (), follow)]  # type: ignore[arg-type]
     assert [int(r.labels[0, 0]) for r in results] == [1, 1, 1]
     assert [int((r.labels > 0).sum()) for r in results] == [1, 1, 1]
+
+
+def test_frames_of_another_size_are_keyframes() -> None:
+    sizes = [(40, 60)] * 4 + [(60, 40)] * 3
+    tracked = []
+
+    def follow(frames: Iterable[Frame]) -> Generator[tuple[Frame, TrackResult], None, None]:
+        for frame in frames:
+            tracked.append(frame.index)
+            labels = np.ones(frame.size_hw, np.uint8)
+            yield frame, TrackResult(frame.index, 0.0, labels, {1: 1.0}, {1: ObjectState.TRACKED})
+
+    frames = [Frame(i, 0.0, texture(0, size)) for i, size in enumerate(sizes)]
+    results = list(in_between(frames, 3, (), follow))  # type: ignore[arg-type]
+    assert tracked == [0, 3, 4, 6]
+    assert [(f.index, r.labels.shape) for f, r in results] == list(enumerate(sizes))
+    tracked.clear()
+    frames = [Frame(i, 0.0, texture(0, (40 + 20 * (i > 1), 60))) for i in range(4)]
+    list(in_between(frames, 3, (), follow))  # type: ignore[arg-type]
+    assert tracked == [0, 1, 2, 3]
 
 
 def labels_at_start() -> UInt8Array:
@@ -209,3 +236,26 @@ def test_track_closed_between_keyframes_ends_its_threads() -> None:
     results = track(still, tracker, Reference(labels_at_start()))  # type: ignore[arg-type]
     assert [next(results)[0].index for _ in range(2)] == [0, 1]
     results.close()
+    assert [t.name for t in threading.enumerate() if t.name.startswith("persam-")] == []
+
+
+def test_track_keyframes_later_masks_and_the_way_back_together() -> None:
+    """A mask for frame 6 puts keyframe 4 right, and through it frames 3 and 5."""
+    right = labels_at_start()
+    wrong = np.roll(right, 30, axis=1)
+    tracker = FakeTracker()
+    tracker.keyframe_interval, tracker.look_back = 2, 8
+    step, back = tracker.step, FakeTracker()
+
+    def straying(frame: Frame, embedding: object = None) -> TrackResult:
+        result = step(frame, embedding)  # type: ignore[arg-type]
+        return replace(result, labels=wrong) if frame.index == 4 else result
+
+    tracker.step, tracker.twin = straying, lambda: back  # type: ignore[method-assign, attr-defined]
+    still = [Frame(i, i / 25, texture(0, SIZE_HW)) for i in range(9)]
+    reference = Reference(right, later={6: right})
+    results = [result for _, result in track(still, tracker, reference)]  # type: ignore[arg-type]
+    assert [result.frame_index for result in results] == list(range(9))
+    assert [index for _, index in back.calls] == [6, 4, 2]
+    for result in results:
+        assert region_similarity(result.labels == 1, right == 1) > 0.95

@@ -235,6 +235,17 @@ def test_where_both_ways_never_agree_the_given_mask_is_believed_up_to_the_refere
     assert all(is_right(results, 1))
 
 
+def test_the_way_back_of_an_object_ends_at_its_own_mask_and_not_at_anothers() -> None:
+    """Object 2 is given in frame 4, object 1, which is wrong in frames 2 to 5, in frame 6."""
+    later = {4: labels_of(4, {2}), 6: labels_of(6, {1})}
+    reference = Reference(labels_of(0, {1, 2}), later=later)
+    back = BackTracker()
+    found = wrong_results(2, 6, 8, o2="tttttttt")
+    results = list(looking_back(found, back, 9, reference))  # type: ignore[arg-type]
+    assert all(is_right(results, 1)) and all(is_right(results, 2))
+    assert back.walked == [4, 3, 6, 5, 4, 3, 2, 1]
+
+
 def test_object_that_is_added_is_followed_back_and_others_stay() -> None:
     """Object 3 is given in frame 4, object 2 is lost before and after, object 1 never given."""
 

@@ -58,6 +58,17 @@ def test_part_is_passed_whole_or_not_at_all() -> None:
     assert not passed_in(Passing(), [*clip, with_part(22, 13)]).any()
 
 
+def test_part_of_one_colour_that_goes_along_is_not_passed() -> None:
+    """A bar that is longer than the main part; inside it the picture looks as before."""
+    passing = Passing()
+    for i in range(16):
+        labels = square(10 + 4 * i)
+        labels[33:36, 10 + 4 * i : 28 + 4 * i] = 1  # smaller than the square, nearly as long
+        stayed = STAYED.copy()
+        stayed[33:36, 28 + 4 * i - 4 : 28 + 4 * i] = False
+        assert not passing.learn(labels, stayed, STILL).any()
+
+
 def test_what_is_tied_to_the_object_is_not_passed() -> None:
     passing = Passing()
     for i in range(20):

@@ -97,15 +97,16 @@ def test_attention_in_bfloat16_is_as_near_as_torchs(
 
 
 @needs_bfloat16
-@pytest.mark.parametrize("logit", [-200.0, 200.0])
+@pytest.mark.parametrize("logit", [-200.0, -86.0, 60.0, 80.0, 84.0, 86.0, 88.0, 200.0])
 def test_attention_in_bfloat16_with_logits_beyond_its_range(logit: float) -> None:
+    """Also where the exponentials are finite, and only their sum is not."""
     torch.manual_seed(0)
-    query, key, value = torch.randn(3, 2, 3, 16, 8).to(torch.bfloat16)
-    bias = torch.zeros(3, 16, 16, dtype=torch.bfloat16)
+    query, key, value = (0.3 * torch.randn(3, 2, 3, 196, 8)).to(torch.bfloat16)
+    bias = torch.zeros(3, 196, 196, dtype=torch.bfloat16)
     bias[1] = logit  # of one head; with a softmax it is nothing
     got = tiny_vit._attention_in_bfloat16(query, key, value, bias)
     plain = tiny_vit._attention(query, key, value, torch.zeros_like(bias))
-    assert _error(got, plain.float()) < 0.02
+    assert _error(got, plain.float()) < 0.05  # at 60 logits are rounded to a quarter
 
 
 def test_bfloat16_is_near_float32() -> None:

@@ -244,6 +244,29 @@ def test_tracker_add_remove_correct_keep_ids_apart_from_positions(sam: Sam, scen
     assert not tracker.step(scene[5][0]).labels.any()
 
 
+def test_tracker_correct_adds_to_what_was_given_and_replaces_what_was_found(
+    sam: Sam, scene: Clip, davis_root: Path
+) -> None:
+    def references(tracker: Tracker) -> int:
+        model = tracker._objects[1].model
+        assert model is not None
+        return model._references
+
+    first, labels = scene[0]
+    cats = np.where(labels == 1, 1, 0).astype(np.uint8)
+    tracker = make_tracker(sam, "track")
+    tracker.start(first, cats)
+    tracker.step(scene[1][0])
+    tracker.correct((scene[1][1] == 1).astype(np.uint8))
+    assert references(tracker) == 2
+    tracker.start_from_photo(first.image_rgb, cats)
+    tracker.step(scene[1][0])
+    assert tracker._objects[1].found
+    for given in (1, 2):  # the mask that was found first may have been wrong
+        tracker.correct((scene[1][1] == 1).astype(np.uint8))
+        assert references(tracker) == given
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("subject", ["cat", "duck_toy"])
 def test_tracker_reference_from_photo_is_found_in_the_first_frame(

@@ -190,17 +190,20 @@ def _run_variant(
         if variant.click:
             labels = clicked(labels, tracker, first.image_rgb)
         frames = chain([first], source)
-        if later or variant.config.track.keyframe_interval > 1:
+        track, calls = variant.config.track, encoder.use.calls
+        overlapping = bool(later) or track.keyframe_interval > 1 or track.look_back > 0
+        if overlapping:  # several runs of the encoder are for the start
             pairs = pv.track(frames, tracker, pv.Reference(labels, later=later))
         else:
             pairs = _one_by_one(frames, tracker, labels, encoder, seconds, ms)
         for frame, result in pairs:
-            if not results:
+            if not (results or overlapping):
                 calls = encoder.use.calls
             results.append(result)
             sink.write(frame, result)
-    parts = {part: 1e3 * value / max(1, len(ms)) for part, value in seconds.items() if ms}
-    parts["all"] = float(np.mean(ms)) if ms else 0.0
+    parts = {part: 1e3 * value / len(ms) for part, value in seconds.items() if ms}
+    if ms:
+        parts["all"] = float(np.mean(ms))
     runs = (encoder.use.calls - calls) / max(1, len(results) - 1)
     maps = [result.labels for result in results]
     run = _scored(

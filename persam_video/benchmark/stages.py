@@ -251,7 +251,9 @@ class StageBench:
             self._run(stamped(source), self._tracker, self._reference, sinks, note)
         timed = list(read)[1 + WARM_UP :]
         samples.queued = [found[index] - read[index] for index in timed]
-        samples.fps = len(timed) / (clock.times[-1] - clock.times[WARM_UP])
+        # From one keyframe to another: those between come out in one go.
+        first = min(-(-WARM_UP // self._interval) * self._interval, len(clock.times) - 2)
+        samples.fps = (len(clock.times) - 1 - first) / (clock.times[-1] - clock.times[first])
 
     def _keep_masks(self) -> None:
         """Of the frames that are timed and of the warm-up."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _LATER = re.compile(r"(?P<frame>\d{1,9})=(?P<mask>.+)", re.ASCII | re.DOTALL)
 _UNKNOWN = 10**9
-"""Frames of a source that does not tell how many it has."""
+"""The end of a source that does not tell how many frames it has."""
 
 
 def add_reference_options(parser: argparse.ArgumentParser) -> None:
@@ -120,8 +120,10 @@ def read_later_masks(
     """
     from persam_video.references.masks import check_mask_size, read_masks
 
-    count = _UNKNOWN if info.frame_count is None else info.frame_count
-    legal = range(config.start, config.start + count * config.stride, config.stride)
+    end = config.end or _UNKNOWN
+    if info.frame_count is not None:
+        end = min(end, config.start + info.frame_count * config.stride)
+    legal = range(config.start, end, config.stride)
     if args.reference_image is None:
         legal = legal[1:]  # the first frame's masks are the reference
     specs: dict[int, list[str]] = {}
@@ -133,7 +135,7 @@ def read_later_masks(
             )
         if int(match["frame"]) not in legal:
             some = ", ".join(map(str, legal[:2])) or "none"
-            last = f" to {legal[-1]}" if count != _UNKNOWN and len(legal) > 2 else ""
+            last = f" to {legal[-1]}" if end != _UNKNOWN and len(legal) > 2 else ""
             raise ConfigError(
                 f"--later-mask {given!r}: that frame is not read after the first one; legal are "
                 f"{some}, ...{last}"

@@ -28,6 +28,9 @@ _AT_ONCE = 2_000_000, 800_000
 """Bytes of an inverted bottleneck's wide maps, and of attention's logits, that a CPU makes at once:
 what is larger leaves its caches, and takes fresh pages from the system each time."""
 
+_TOTALS = 1e-30, 1e30
+"""Sums of attention's exponentials between which nothing is rounded to 0 or infinity."""
+
 
 def _gelu(x: Tensor) -> Tensor:
     """GELU in the memory of ``x``: fresh pages for maps this large cost as much as the function."""
@@ -172,13 +175,14 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tenso
 def _attention_in_bfloat16(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
     """The same on a CPU in less than half of the time, a batch of small products at once.
 
-    No maximum is taken off the logits before their exponentials. TinyViT's are within +-30; from 80
-    on a sum could be infinite, and then the softmax is made as usual.
+    No maximum is taken off the logits before their exponentials. TinyViT's are within +-30; where
+    the sums of exponentials leave the range of the number format, softmax is made as usual.
     """
     batch, heads, tokens, depth = query.shape
     many = max(1, min(batch, _AT_ONCE[1] // (bias.element_size() * bias.numel())))
     biases = bias.repeat(many, 1, 1)
     mixed = query.new_empty(batch, tokens, heads, depth)
+    totals = query.new_empty(batch, heads, tokens)
     for start in range(0, batch, many):
         some = slice(start, min(start + many, batch))
         q, k = (part[some].reshape(-1, tokens, depth) for part in (query, key))
@@ -187,7 +191,8 @@ def _attention_in_bfloat16(query: Tensor, key: Tensor, value: Tensor, bias: Tens
         logits = torch.baddbmm(biases[: len(q)], q, k.transpose(1, 2), alpha=depth**-0.5)
         sums = torch.bmm(logits.exp_(), v).view(-1, heads, tokens, depth + 1)
         mixed[some] = (sums[..., :depth] / sums[..., depth:]).transpose(1, 2)
-    if not mixed.sum().isfinite():
+        totals[some] = sums[..., depth]
+    if not (totals.amin() > _TOTALS[0] and totals.amax() < _TOTALS[1]):  # nor for NaN
         return _attention(query, key, value, bias)
     return mixed.transpose(1, 2)
 

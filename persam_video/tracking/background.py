@@ -25,8 +25,7 @@ from persam_video.tracking.passing import Passing
 from persam_video.types import BoolArray, Embedding, Float32Array, UInt8Array
 
 _LONGEST = 512
-"""Longer side of the compared pictures for which lengths in pixels are given here and below; where
-they are smaller, so are these."""
+"""``Background.longest`` for which lengths in pixels are given here and below; they go with it."""
 _LIGHTNESS = 0.6
 """Weight of a difference in lightness against one in colour: a shadow is no object."""
 _NOISE = 3.0

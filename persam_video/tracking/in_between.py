@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from persam_video.errors import telling_frame
 from persam_video.types import Float32Array, Frame, ObjectState, TrackResult, UInt8Array
 
 _LONGEST = 432
@@ -26,8 +27,8 @@ _NOISE = 2.0
 """Grey levels by which the same thing differs from frame to frame."""
 _BLUR = 1.0
 """Pixels, standard deviation; neighbours are hidden together."""
-_SMALLEST = 16
-"""Pixels of the shorter side from which on there is a flow."""
+_SMALLEST = 32
+"""Pixels of the shorter side from which on there is a flow; OpenCV's fails on less, or crashes."""
 _BESIDE = 3
 """Pixels of the flow's picture around what the flow finds, inside which the masks are made."""
 
@@ -70,13 +71,17 @@ def _keyframes(
 ) -> Generator[Frame, None, None]:
     """The first frame, the last one, and those in the interval; the others go to ``waiting``."""
     skipped: Frame | None = None  # the latest one, as it can be the last of all
-    since = interval
+    since, size_hw = interval, (0, 0)
     try:
         for frame in source:
-            if skipped is not None:
+            other_size = frame.size_hw != size_hw  # there is no flow from the one before to it
+            size_hw = frame.size_hw
+            if skipped is not None and other_size:
+                yield skipped
+            elif skipped is not None:
                 waiting.append(skipped)
-                skipped = None
-            if since >= interval or frame.index in always:
+            skipped = None
+            if since >= interval or frame.index in always or other_size:
                 yield frame
                 since = 1
             else:
@@ -97,7 +102,9 @@ def _interpolated(before: Tracked, between: list[Frame], after: Tracked) -> Iter
     keys = [_View.of(frame.image_rgb, result.labels) for frame, result in (before, after)]
     for place, frame in enumerate(between, 1):
         far = place / (len(between) + 1)
-        yield frame, _result(frame, keys, (before[1], after[1]), far)
+        with telling_frame(frame.index, "interpolating"):
+            result = _result(frame, keys, (before[1], after[1]), far)
+        yield frame, result
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,49 +144,50 @@ def _result(
         tracked = all(result.states[i] is ObjectState.TRACKED for result in results)
         seen = ObjectState.TRACKED if tracked else ObjectState.UNCERTAIN
         states[i] = seen if i in present else ObjectState.LOST
-        scores[i] = (1 - far) * results[0].scores[i] + far * results[1].scores[i]
+        score = (1 - far) * results[0].scores[i] + far * results[1].scores[i]
+        scores[i] = score if i in present else 0.0
     return TrackResult(frame.index, frame.time_s, labels, scores, states)
 
 
 def _voted(view: _View, keys: list[_View], ids: list[int], far: float) -> UInt8Array:
     """(H, W) uint8 label map: at each pixel what has more than half of the votes."""
     labels = view.labels.copy()
-    places, weights = [], []
+    size = view.gray.shape[::-1]
+    everywhere = slice(0, size[1]), slice(0, size[0])
+    flows, weights = [], []
     found = np.zeros(view.gray.shape, np.uint8)
     for key, nearness in zip(keys, (1 - far, far), strict=True):
-        place = _places_in(view, key)
-        there = _looked_up(key.image_rgb, place)
-        apart = cv2.absdiff(there, view.image_rgb).mean(axis=2, dtype=np.float32)
-        apart = cv2.GaussianBlur(apart, (0, 0), _BLUR)
+        flow = _flow(view, key)
+        places = _places(everywhere) + flow
+        apart = cv2.absdiff(_looked_up(key.image_rgb, places), view.image_rgb)
+        apart = cv2.GaussianBlur(apart.mean(axis=2, dtype=np.float32), (0, 0), _BLUR)
         weights.append(nearness / np.square(apart + _NOISE))
-        places.append(place)
-        size = view.gray.shape[::-1]
+        flows.append(flow)
         small = cv2.resize((key.labels > 0).astype(np.float32), size, interpolation=cv2.INTER_AREA)
-        taken = _looked_up((small > 0).astype(np.uint8), place, cv2.INTER_NEAREST)
-        found |= taken
+        found |= _looked_up((small > 0).astype(np.uint8), places, cv2.INTER_NEAREST)
     box = _box_of(found, labels.shape)
     if box is None:
         return labels
     share = _enlarged(weights[0] / (weights[0] + weights[1]), labels.shape, box)
-    enlarged = [_place_enlarged(place, labels.shape, box) for place in places]
+    scale = np.array([labels.shape[1] / size[0], labels.shape[0] / size[1]], np.float32)
+    enlarged = [_places(box) + scale * _enlarged(flow, labels.shape, box) for flow in flows]
     for i in ids:
         votes = [
-            _looked_up((key.labels == i).astype(np.float32), place)
-            for key, place in zip(keys, enlarged, strict=True)
+            _looked_up((key.labels == i).astype(np.float32), places)
+            for key, places in zip(keys, enlarged, strict=True)
         ]
         labels[box][share * votes[0] + (1 - share) * votes[1] > 0.5] = i
     return labels
 
 
-def _places_in(view: _View, key: _View) -> Float32Array:
-    """(h, w, 2) float32, x and y in the keyframe of what is at each pixel."""
+def _flow(view: _View, key: _View) -> Float32Array:
+    """(h, w, 2) float32, by how much x and y in the keyframe differ from those of each pixel."""
     height, width = view.gray.shape
-    y, x = np.mgrid[:height, :width].astype(np.float32)
+    none = np.zeros((height, width, 2), np.float32)
     if min(height, width) < _SMALLEST:
-        return np.dstack([x, y])
+        return none
     search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
-    flow = search.calc(view.gray, key.gray, np.zeros((height, width, 2), np.float32))
-    return np.asarray(np.dstack([x, y]) + flow, np.float32)
+    return np.nan_to_num(np.asarray(search.calc(view.gray, key.gray, none), np.float32))
 
 
 def _box_of(found: UInt8Array, full_hw: tuple[int, ...]) -> tuple[slice, slice] | None:
@@ -197,12 +205,10 @@ def _box_of(found: UInt8Array, full_hw: tuple[int, ...]) -> tuple[slice, slice] 
     return ends[0], ends[1]
 
 
-def _place_enlarged(
-    place: Float32Array, full_hw: tuple[int, ...], box: tuple[slice, slice]
-) -> Float32Array:
-    """Of ``_places_in``, those of the full picture's pixels in a box, in its pixels."""
-    scale = np.array([full_hw[1] / place.shape[1], full_hw[0] / place.shape[0]], np.float32)
-    return np.asarray((_enlarged(place, full_hw, box) + 0.5) * scale - 0.5, np.float32)
+def _places(box: tuple[slice, slice]) -> Float32Array:
+    """(h, w, 2) float32, x and y of the pixels in a box."""
+    rows, columns = (np.arange(part.start, part.stop, dtype=np.float32) for part in box)
+    return np.dstack(np.meshgrid(columns, rows))
 
 
 def _enlarged(

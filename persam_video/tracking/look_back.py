@@ -57,18 +57,19 @@ def looking_back(
     """
     held: Held = deque()
     missed: set[int] = set()  # lost in one of the held frames, and not tracked since
-    latest_given, last_given = -1, max(reference.later, default=-1)
+    given: dict[int, int] = {}  # object id -> index of the latest frame that its mask is given for
+    last_given = max(reference.later, default=-1)
     with closing(results):
         try:
             for place, (frame, result) in enumerate(results):
                 held.append((frame, result))
                 if place == 0 and reference.image_rgb is None:
-                    latest_given = frame.index
+                    given = dict.fromkeys(result.states, frame.index)
                 if frame.index in reference.later:
-                    given = set(object_ids(reference.later[frame.index]))
-                    _put_right(held, given, latest_given, tracker)
-                    latest_given = frame.index
-                    missed -= given
+                    ids = object_ids(reference.later[frame.index])
+                    _put_right(held, {i: given.get(i, -1) for i in ids}, tracker)
+                    given.update(dict.fromkeys(ids, frame.index))
+                    missed -= set(ids)
                 missed |= _in_state(result, ObjectState.LOST)
                 missed &= set(result.states)
                 if returned := missed & _in_state(result, ObjectState.TRACKED):
@@ -102,22 +103,22 @@ def _fill(held: Held, sought: set[int], tracker: Tracker) -> None:
         held[place] = frame, _taken_over(result, back, sought & lost)
 
 
-def _put_right(held: Held, given: set[int], end: int, tracker: Tracker) -> None:
-    """Follow objects whose masks are given for the latest of the frames back to those after an end.
+def _put_right(held: Held, ends: dict[int, int], tracker: Tracker) -> None:
+    """Follow objects back from the latest of the frames, for which their masks are given.
 
     Args:
         held: The frames.
-        given: Ids of the objects.
-        end: Index of the frame that masks were given for before.
+        ends: Object id -> index of the frame that its mask was given for before.
         tracker: For the way back.
     """
     frame, result = held[-1]
     tracker.start(frame, result.labels)
     backs: list[TrackResult] = []  # of the frames before, from the latest back
-    agreement: dict[int, list[float]] = {i: [] for i in given}
-    going = set(given)
+    agreement: dict[int, list[float]] = {i: [] for i in ends}
+    going = set(ends)
     for frame, result in list(held)[-2::-1]:
-        if frame.index <= end or not going:
+        going = {i for i in going if ends[i] < frame.index}
+        if not going:
             break
         with telling_frame(frame.index, "looking back at"):
             back = tracker.step(frame)

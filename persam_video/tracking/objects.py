@@ -42,6 +42,7 @@ class TrackedObject:
         model: The discriminative model of method "track"; None for other methods, and until the
             object of a photo is first found.
         memory: The appearance memory of method "track".
+        found: Its model began with a mask that was found, and not given (the object of a photo).
         area: Of its masks in cells, the largest of late.
         likeness: Running likeness of its masks to the target, see ``location_prior.likeness``; it
             falls slowly as the object turns, and at once when the mask is on something else.
@@ -57,6 +58,7 @@ class TrackedObject:
     scale_weights: Tensor | None = None
     model: TargetModel | None = None
     memory: AppearanceMemory = field(default_factory=AppearanceMemory)
+    found: bool = False
     area: float = field(init=False)
     likeness: float = 1.0
     state: ObjectState = ObjectState.TRACKED

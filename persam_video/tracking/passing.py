@@ -78,7 +78,9 @@ class Passing:
         for object_id in object_ids(labels):
             place = places[object_id - 1]  # the rectangle that it is in
             mask = labels[place] == object_id
-            now, goes_on, apart = _extent(mask, place, labels.shape, before.get(object_id), camera)
+            now, goes_on, apart, lengths = _extent(
+                mask, place, labels.shape, before.get(object_id), camera
+            )
             since = self._since[place]
             old = (self._owner[place] == object_id) & stayed[place] & goes_on
             since[mask & ~old] = now.ways
@@ -86,8 +88,9 @@ class Passing:
             # Only where both edges have gone the same way has the object itself.
             low, high = gone[..., :2], gone[..., 2:]
             moved = np.where(low * high > 0, np.abs(low + high) / 2, 0)
-            left = np.asarray((moved >= _PASSED * now.length).any(axis=2))
-            passed[place] |= _mostly(left, apart)
+            # A part of one colour that goes along seems to stay until it has gone its own length.
+            enough = np.maximum(_PASSED * now.length, lengths)[apart]
+            passed[place] |= _mostly(np.asarray((moved >= enough).any(axis=2)), apart)
             self._extents[object_id] = now
         self._owner = np.where(labels == VOID, 0, labels).astype(np.uint8)
         return passed
@@ -120,12 +123,12 @@ def _extent(
     shape: tuple[int, ...],
     before: _Extent | None,
     camera: NDArray[np.float64],
-) -> tuple[_Extent, bool, NDArray[Any]]:
+) -> tuple[_Extent, bool, NDArray[Any], NDArray[np.float64]]:
     """Of an object's mask in its rectangle of a picture, after where it was a frame before.
 
     Returns:
-        The extent, whether it goes on from the one before (not where its main part has gone), and
-        the parts of the mask besides the main one, numbered; 0 is none.
+        The extent, whether it goes on from the one before (not where its main part has gone), the
+        parts of the mask besides the main one, numbered (0 is none), and all parts' lengths.
     """
     _, parts, boxes, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
     lows = boxes[1:, :2] + np.array([place[1].start, place[0].start], np.float64)
@@ -139,17 +142,18 @@ def _extent(
         alike = np.array([box_iou(part, expected) for part in corners])
         before, best = (before, alike) if alike.any() else (None, best)
     apart = np.where(parts == best.argmax() + 1, 0, parts)
+    every = boxes[:, 2:4].astype(np.float64)
     low, length = lows[best.argmax()], lengths[best.argmax()]
     high = low + length
     if before is None:
-        return _Extent(low, high, length, np.zeros(4)), False, apart
+        return _Extent(low, high, length, np.zeros(4)), False, apart, every
     steps = np.stack([low - before.low, high - before.high]) - by_camera
     # An edge that the picture cuts off does not move with the object.
     inside = np.stack([low > 0, high < shape[::-1]])
     steps[~inside] = steps[::-1][~inside]
     steps[:, ~inside.any(axis=0)] = 0
     length = np.maximum(length, _LENGTH_DECAY * before.length)
-    return _Extent(low, high, length, before.ways + steps.ravel()), True, apart
+    return _Extent(low, high, length, before.ways + steps.ravel()), True, apart, every
 
 
 def _mostly(mask: BoolArray, parts: NDArray[Any]) -> BoolArray:

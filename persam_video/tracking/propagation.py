@@ -249,6 +249,7 @@ class PropagationMethod:
                 continue
             if obj.model is None:
                 self._fit(obj, frame, lesson)
+                obj.found = True
                 continue
             obj.model.update(frame, lesson)
             obj.memory.update(lesson)

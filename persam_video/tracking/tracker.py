@@ -466,7 +466,8 @@ class Tracker:
             logits = torch.logit(coverage, eps=_REFERENCE_EPS)
             target = make_target(embedding, mask, self._personalize.target)
             obj = TrackedObject(object_id, target, logits, Motion(logits))
-            if (former := self._objects.get(object_id)) is not None:
+            former = self._objects.get(object_id)
+            if former is not None and not former.found:  # its references were given
                 obj.model, obj.memory = former.model, former.memory
             learnt.append(obj)
         self._method.learn(learnt, embedding, in_clip=in_clip, whole=whole)
