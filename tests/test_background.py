@@ -230,6 +230,19 @@ def test_large_pictures_are_reduced() -> None:
     assert Background().look(still).votes.shape == (288, 512)
 
 
+def test_released_places_are_learnt_as_background() -> None:
+    """What a mask held wrongly looks as it did, and would be taken for the object for ever."""
+    image, wrong = with_thing(scenery()[:, :WIDTH], 100)
+    for released in (False, True):
+        background = settled([image] * 3, [wrong] * 3)
+        if released:
+            background.release(wrong)
+        for _ in range(4):
+            change = background.look(image).votes.numpy()
+            background.learn(labels_of(NOTHING))
+        assert bool(change[wrong].mean() < -0.8) is released
+
+
 def test_smaller_comparison_says_the_same() -> None:
     """Twice as large a picture at half of its size: lengths in pixels are halved with it."""
     votes = []

@@ -240,6 +240,17 @@ class Background:
         self._known &= ~taken
         self._empty &= ~taken
 
+    def release(self, places: BoolArray) -> None:
+        """These were taken for objects in the latest frame, and are none for certain.
+
+        Args:
+            places: (H, W) bool.
+        """
+        assert self._view is not None
+        wrong, _ = _taken(places, self._view, self._scale * _AROUND_MASK)
+        self._objects &= ~wrong
+        self._inside &= ~wrong
+
 
 @dataclass(frozen=True, slots=True)
 class _View:

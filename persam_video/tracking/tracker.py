@@ -135,6 +135,7 @@ class Tracker:
         """Forget every object; ready for ``start`` on another clip."""
         self._objects: dict[int, TrackedObject] = {}
         self._latest: tuple[Frame, Embedding] | None = None
+        self._shown: UInt8Array = np.zeros((0, 0), np.uint8)  # the latest label map
         self._from_photo = False
         self._planned: tuple[Box, ...] = (None,) * PLANNED
         self._method = self._make_method()
@@ -383,6 +384,10 @@ class Tracker:
         unknown = sorted(set(object_ids(labels)) - self._objects.keys())
         if unknown:
             raise PromptError(f"object ids {unknown} are not followed; followed: {self.object_ids}")
+        ids = object_ids(labels)
+        if self._background and self._shown.shape == labels.shape:
+            # Before the objects' own places are taken: an edge belongs to them.
+            self._background.release(np.isin(self._shown, ids) & ~np.isin(labels, ids))
         self._learn(labels, embedding)
 
     def remove(self, object_id: int) -> None:
@@ -484,6 +489,7 @@ class Tracker:
         return shown
 
     def _result(self, frame: Frame, labels: UInt8Array) -> TrackResult:
+        self._shown = labels
         return TrackResult(
             frame_index=frame.index,
             time_s=frame.time_s,
