@@ -254,5 +254,6 @@ def test_links_and_pictures_of_the_readme_lead_somewhere() -> None:
     assert [target for target in local if not (ROOT / target).is_file()] == []
 
 
-def test_picture_of_the_demo_is_small() -> None:
-    assert (ROOT / "docs/demo_contact_sheet.jpg").stat().st_size < 200_000
+@pytest.mark.parametrize("name", ["demo_contact_sheet.jpg", "demo_failures.jpg"])
+def test_pictures_of_the_demo_are_small(name: str) -> None:
+    assert (ROOT / "docs" / name).stat().st_size < 200_000
