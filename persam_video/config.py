@@ -167,6 +167,12 @@ class TrackConfig(_Checked):
         low=0.0,
         high=8.0,
     )
+    background_size: int = setting(
+        512,
+        "track: longer side in pixels at which frames are compared with the background",
+        low=128,
+        high=1024,
+    )
     grid_stride: int = setting(
         4,
         "track: input pixels per cell of the prior's grid, 4 or 8; 8 loses thin parts and is "

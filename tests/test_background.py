@@ -374,4 +374,4 @@ def test_tracker_does_not_lose_the_edges_of_what_moves(davis_root: Path) -> None
         truths = [labels > 0 for _, labels in clip[1:]]
         scores[strength] = np.mean([*map(region_similarity, found, truths)])
     assert scores[2.0] > 0.88
-    assert scores[2.0] > scores[0.0] + 0.01
+    assert scores[2.0] > scores[0.0] + 0.02

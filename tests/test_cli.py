@@ -161,8 +161,8 @@ def test_shipped_configs_hold_the_defaults() -> None:
     accurate = load_config(PROJECT_ROOT / "configs/accurate.toml")
     assert accurate == Config(track=TrackConfig(close_up=True))
     fast = load_config(PROJECT_ROOT / "configs/fast.toml")
-    keyframes = TrackConfig(keyframe_interval=2)
-    assert fast == Config(encoder=EncoderConfig(input_size=832), track=keyframes)
+    coarser = TrackConfig(background_size=333, keyframe_interval=2)
+    assert fast == Config(encoder=EncoderConfig(input_size=832), track=coarser)
 
 
 # --- exit codes -------------------------------------------------------------------------------

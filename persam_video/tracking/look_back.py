@@ -43,7 +43,7 @@ def looking_back(
 
     In a gap an object gets free pixels only, and only as far back as the second tracker is sure of
     it. An object whose mask is given is followed back until its masks agree with those it had, or
-    to the frame where they agree most; there is no way past the mask given before. Everything else
+    to the frame where they agree most, but not past its mask that was given before. Everything else
     stays as it was found.
 
     Args:
@@ -127,11 +127,11 @@ def _put_right(held: Held, ends: dict[int, int], tracker: Tracker) -> None:
             agreement[i].append(region_similarity(back.labels == i, result.labels == i))
         going = {i for i in going if agreement[i][-1] < _AGREED}
         backs.append(back)
+    ways = {i: _way(alike) for i, alike in agreement.items()}
     for steps, back in enumerate(backs):
         place = len(held) - 2 - steps
         frame, result = held[place]
-        ids = {i for i, alike in agreement.items() if steps < _way(alike)}
-        held[place] = frame, _taken_over(result, back, ids)
+        held[place] = frame, _taken_over(result, back, {i for i in ways if steps < ways[i]})
 
 
 def _way(agreement: list[float]) -> int:

@@ -78,9 +78,12 @@ class Passing:
         for object_id in object_ids(labels):
             place = places[object_id - 1]  # the rectangle that it is in
             mask = labels[place] == object_id
-            now, goes_on, apart, lengths = _extent(
-                mask, place, labels.shape, before.get(object_id), camera
+            _, parts, boxes, _ = cv2.connectedComponentsWithStats(
+                mask.astype(np.uint8), connectivity=4
             )
+            boxes[:, :2] += place[1].start, place[0].start
+            now, main, goes_on = _extent(boxes, labels.shape, before.get(object_id), camera)
+            apart = np.where(parts == main, 0, parts)
             since = self._since[place]
             old = (self._owner[place] == object_id) & stayed[place] & goes_on
             since[mask & ~old] = now.ways
@@ -89,7 +92,7 @@ class Passing:
             low, high = gone[..., :2], gone[..., 2:]
             moved = np.where(low * high > 0, np.abs(low + high) / 2, 0)
             # A part of one colour that goes along seems to stay until it has gone its own length.
-            enough = np.maximum(_PASSED * now.length, lengths)[apart]
+            enough = np.maximum(_PASSED * now.length, boxes[:, 2:4])[apart]
             passed[place] |= _mostly(np.asarray((moved >= enough).any(axis=2)), apart)
             self._extents[object_id] = now
         self._owner = np.where(labels == VOID, 0, labels).astype(np.uint8)
@@ -118,21 +121,25 @@ class Passing:
 
 
 def _extent(
-    mask: BoolArray,
-    place: tuple[slice, ...],
+    boxes: NDArray[np.int32],
     shape: tuple[int, ...],
     before: _Extent | None,
     camera: NDArray[np.float64],
-) -> tuple[_Extent, bool, NDArray[Any], NDArray[np.float64]]:
-    """Of an object's mask in its rectangle of a picture, after where it was a frame before.
+) -> tuple[_Extent, int, bool]:
+    """Of an object's main part, after where that was a frame before.
+
+    Args:
+        boxes: (n, 5) left, top, width, height and area of its numbered parts; 0 is none.
+        shape: (h, w) of the picture.
+        before: A frame before, or None.
+        camera: (3, 3) homography from there to this one.
 
     Returns:
-        The extent, whether it goes on from the one before (not where its main part has gone), the
-        parts of the mask besides the main one, numbered (0 is none), and all parts' lengths.
+        The extent, the main part's number, and whether it goes on from the one before: not where
+        its main part has gone.
     """
-    _, parts, boxes, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
-    lows = boxes[1:, :2] + np.array([place[1].start, place[0].start], np.float64)
-    lengths, best = boxes[1:, 2:4].astype(np.float64), boxes[1:, cv2.CC_STAT_AREA]
+    lows, lengths = boxes[1:, :2].astype(np.float64), boxes[1:, 2:4].astype(np.float64)
+    best = boxes[1:, cv2.CC_STAT_AREA].astype(np.float64)
     by_camera = np.zeros(2)
     if before is not None:
         by_camera = _shifts(camera, (before.low + before.high)[None] / 2)[0]
@@ -141,19 +148,18 @@ def _extent(
         corners = np.concatenate([lows, lows + lengths], axis=1)
         alike = np.array([box_iou(part, expected) for part in corners])
         before, best = (before, alike) if alike.any() else (None, best)
-    apart = np.where(parts == best.argmax() + 1, 0, parts)
-    every = boxes[:, 2:4].astype(np.float64)
-    low, length = lows[best.argmax()], lengths[best.argmax()]
+    at = int(best.argmax())
+    low, length = lows[at], lengths[at]
     high = low + length
     if before is None:
-        return _Extent(low, high, length, np.zeros(4)), False, apart, every
+        return _Extent(low, high, length, np.zeros(4)), at + 1, False
     steps = np.stack([low - before.low, high - before.high]) - by_camera
     # An edge that the picture cuts off does not move with the object.
     inside = np.stack([low > 0, high < shape[::-1]])
     steps[~inside] = steps[::-1][~inside]
     steps[:, ~inside.any(axis=0)] = 0
     length = np.maximum(length, _LENGTH_DECAY * before.length)
-    return _Extent(low, high, length, before.ways + steps.ravel()), True, apart, every
+    return _Extent(low, high, length, before.ways + steps.ravel()), at + 1, True
 
 
 def _mostly(mask: BoolArray, parts: NDArray[Any]) -> BoolArray:

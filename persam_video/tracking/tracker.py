@@ -50,10 +50,6 @@ from persam_video.types import (
 PLANNED = 3
 """Frames for which is known what is encoded of them: one to be tracked, and two ahead of it."""
 
-_COMPARED, _COMPARED_AT = 0.4, (256, 512)
-"""Longer side at which frames are compared with the background: in sides of the network's input,
-and in pixels at least and at most."""
-
 _REFERENCE_EPS = 1 / (1 + math.exp(8))
 """Chance that the reference is wrong about a cell: its logits are within +-8."""
 
@@ -141,8 +137,11 @@ class Tracker:
         self._method = self._make_method()
         self._close_ups: CloseUps | None = None
         self._background: Background | None = None
-        if self._track.method == "track" and self._track.close_up:
-            self._close_ups = CloseUps(self.encoder, self._decoder, self._track)
+        if self._track.method == "track":
+            if self._track.close_up:
+                self._close_ups = CloseUps(self.encoder, self._decoder, self._track)
+            if self._track.background > 0:
+                self._background = Background(self._track.background_size)
 
     @property
     def look_back(self) -> int:
@@ -241,7 +240,6 @@ class Tracker:
         self.reset()
         embedding = embedding or self.encode(frame.image_rgb, self.box_around(labels))
         self._latest = frame, embedding
-        self._background = self._new_background(embedding)
         if self._background:
             self._background.look(frame.image_rgb)
         whole = None if embedding.window is None else self.encode(frame.image_rgb)
@@ -265,7 +263,6 @@ class Tracker:
         self.reset()
         self._from_photo = True
         embedding = self.encode(image_rgb)
-        self._background = self._new_background(embedding)
         self._learn(labels, embedding, in_clip=False)
         for obj in self._objects.values():
             obj.never_seen()
@@ -427,13 +424,6 @@ class Tracker:
         return PersamMethod(
             self._decoder, self._personalize, self._track, learn_scales=learn_scales
         )
-
-    def _new_background(self, embedding: Embedding) -> Background | None:
-        """For frames that are encoded like this one."""
-        if self._track.method != "track" or self._track.background == 0:
-            return None
-        smallest, largest = _COMPARED_AT
-        return Background(round(min(max(smallest, _COMPARED * embedding.input_size), largest)))
 
     def _in_order(self) -> list[TrackedObject]:
         """The objects by ascending id. Positions in tensors are positions in this list."""
