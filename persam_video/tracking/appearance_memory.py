@@ -22,6 +22,9 @@ _SHARPNESS = 32.0
 of two, so that it is itself in bfloat16, too."""
 _CHUNK = 192
 """Cells asked about at once, so that what they are compared with stays in the processor's cache."""
+_ROUND = 256
+"""Remembered cells are filled up to multiples of so many: oneDNN makes a matrix product of a new shape
+ready first, and keeps it."""
 
 
 class AppearanceMemory:
@@ -61,17 +64,19 @@ class AppearanceMemory:
             (n,) float32 in [-1, 1], +1 = object.
         """
         entries = [*self._references, *([] if self._latest is None else [self._latest])]
-        cells = torch.cat([e[0] for e in entries]).T
-        counts = torch.cat([e[1] for e in entries], dim=1)
-        asked = F.pad(_SHARPNESS * looks, (0, 1), value=-_SHARPNESS).to(self._dtype)
-        buffer = asked.new_empty(min(_CHUNK, len(asked)), cells.shape[1])
+        cells, counts = torch.cat([e[0] for e in entries]), torch.cat([e[1] for e in entries], dim=1)
+        nothing = -len(cells) % _ROUND  # of which each counts for no cell
+        cells, counts = F.pad(cells, (0, 0, 0, nothing)).T, F.pad(counts, (0, nothing))
+        asked = F.pad(_SHARPNESS * looks, (0, 1), value=-_SHARPNESS)
+        asked = F.pad(asked, (0, 0, 0, -len(looks) % _CHUNK)).to(self._dtype)
+        buffer = asked.new_empty(_CHUNK, cells.shape[1])
         scores = []
         for chunk in torch.split(asked, _CHUNK):
             # With the column of ones: sharpness x (cosine - 1), so the exponential is at most 1.
-            weights = torch.mm(chunk, cells, out=buffer[: len(chunk)])
-            of_object, of_all = F.linear(counts, weights.exp_()).float()
+            weights = torch.mm(chunk, cells, out=buffer).exp_()
+            of_object, of_all = F.linear(counts, weights).float()
             scores.append(2 * of_object / of_all - 1)
-        return torch.cat(scores)
+        return torch.cat(scores)[: len(looks)]
 
     def _entry(self, lesson: Lesson) -> tuple[Tensor, Tensor]:
         """What is remembered of a frame.
