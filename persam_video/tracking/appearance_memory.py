@@ -23,8 +23,8 @@ of two, so that it is itself in bfloat16, too."""
 _CHUNK = 192
 """Cells asked about at once, so that what they are compared with stays in the processor's cache."""
 _ROUND = 256
-"""Remembered cells are filled up to multiples of so many: oneDNN makes a matrix product of a new shape
-ready first, and keeps it."""
+"""Remembered cells are filled up to multiples of so many: oneDNN makes a matrix product of a new
+shape ready first, and keeps it."""
 
 
 class AppearanceMemory:
@@ -64,7 +64,8 @@ class AppearanceMemory:
             (n,) float32 in [-1, 1], +1 = object.
         """
         entries = [*self._references, *([] if self._latest is None else [self._latest])]
-        cells, counts = torch.cat([e[0] for e in entries]), torch.cat([e[1] for e in entries], dim=1)
+        cells = torch.cat([e[0] for e in entries])
+        counts = torch.cat([e[1] for e in entries], dim=1)
         nothing = -len(cells) % _ROUND  # of which each counts for no cell
         cells, counts = F.pad(cells, (0, 0, 0, nothing)).T, F.pad(counts, (0, nothing))
         asked = F.pad(_SHARPNESS * looks, (0, 1), value=-_SHARPNESS)
