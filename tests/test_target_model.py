@@ -260,6 +260,38 @@ def test_more_references_weigh_the_same_and_the_newest_two_looks_are_kept() -> N
     assert scores[1] == pytest.approx(scores[4], abs=1e-3)  # neither is known
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_appearance_memory_products_have_few_shapes_and_what_fills_them_up_counts_for_nothing(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    shapes, real_mm = set(), torch.mm
+
+    def noted_mm(a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
+        shapes.add((*a.shape, *b.shape))
+        return real_mm(a, b, out=out)
+
+    monkeypatch.setattr(torch, "mm", noted_mm)
+    torch.manual_seed(0)
+    looks = torch.nn.functional.normalize(torch.randn(*GRID, 5), dim=2)
+    frame = frame_of(looks)
+    for size in range(2, 9):  # as many sizes of the object, and of what is remembered
+        mask, region = torch.zeros(GRID), torch.zeros(GRID, dtype=torch.bool)
+        mask[1:3, 1:size], region[:4, : size + 3] = 1.0, True
+        memory = AppearanceMemory(dtype)
+        lesson = Lesson.around(mask, region, frame)
+        memory.fit(lesson)
+        asked = looks.flatten(0, 1)[: 20 * size]
+        known = looks.flatten(0, 1)[lesson.cells]
+        weights = (lesson.counts * (32 * (asked @ known.T - 1)).exp()).double()
+        labels = 2 * mask.flatten()[lesson.cells].double() - 1
+        expected = (weights @ labels / weights.sum(dim=1)).float()
+        torch.testing.assert_close(
+            memory.score(asked), expected, atol=0.15 if dtype is torch.bfloat16 else 1e-4, rtol=0
+        )
+    assert len(shapes) == 1
+    assert memory.score(looks.flatten(0, 1)[:0]).shape == (0,)
+
+
 def test_appearance_memory_large_region_is_thinned_to_a_fixed_size() -> None:
     looks = torch.nn.functional.normalize(torch.randn(100, 90, 4), dim=2)
     mask = (looks[..., 0] > 0).float()
@@ -331,6 +363,21 @@ def test_features_are_all_maps_standardised_enlarged_and_projected(
     assert torch.allclose(frame.looks(some), unit, atol=1e-5)
     weights = torch.randn(25)
     assert torch.allclose(frame.scores(some, weights), frame.at(some) @ weights, atol=1e-4)
+
+
+def test_features_in_bfloat16_are_those_in_float32_but_for_its_rounding() -> None:
+    embedding = made_up(256, (4, 8, 16))
+    plain, rounded = (
+        FeatureSpace.fit(embedding, 4, components=24, dtype=dtype).features(embedding)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    some = torch.arange(0, 36 * 64, 5)
+    for of in (lambda f: f.at(some), lambda f: f.looks(some), lambda f: f.samples):
+        expected, found = of(plain), of(rounded)
+        assert found.dtype == torch.float32 and not torch.equal(found, expected)
+        assert (found - expected).norm() < 0.01 * expected.norm()
+    assert (rounded.at(some)[:, -1] == 1).all()
+    assert rounded.at(some[:0]).shape == (0, 25)
 
 
 @pytest.mark.parametrize("strides", [(4, 8, 16), (16, 16)])

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -28,6 +30,7 @@ from persam_video.tracking.lesson import Lesson
 from persam_video.tracking.motion import Motion
 from persam_video.tracking.objects import TrackedObject, without_strays
 from persam_video.tracking.propagation import PropagationMethod
+from persam_video.tracking.target_model import TargetModel
 from persam_video.tracking.tracker import Tracker
 from persam_video.types import Candidates, Frame, ObjectState, UInt8Array
 
@@ -186,6 +189,35 @@ def test_tracker_step_encodes_once_and_decodes_all_objects_in_one_batch_per_pass
     assert encoder.calls - before == 2
     # "track" decodes each object in a window: one batch for each of the windows' sizes.
     assert sizes == [2] * passes or (method == "track" and sizes == [1, 1])
+
+
+def test_tracker_many_objects_take_turns_to_learn(
+    sam: Sam, scene: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame, truth = scene[0]
+    labels = np.zeros_like(truth)
+    for i, whole in enumerate((truth == 1, truth == 2)):
+        rows = np.nonzero(whole.any(axis=1))[0]
+        for j, third in enumerate(np.array_split(rows, 3)):
+            labels[third] += (whole[third] * (3 * i + j + 1)).astype(np.uint8)
+    tracker, update = make_tracker(sam, "track"), TargetModel.update
+    learnt: list[int] = []
+
+    def noted(self: TargetModel, *lesson: Any) -> None:
+        learnt.append(next(o.object_id for o in tracker._objects.values() if o.model is self))
+        update(self, *lesson)
+
+    monkeypatch.setattr(TargetModel, "update", noted)
+    tracker.start(frame, labels)
+    turns = []
+    for index in range(1, 4):  # it stays where it is
+        result = tracker.step(replace(frame, index=index))
+        assert {*result.states.values()} == {ObjectState.TRACKED}
+        for object_id in range(1, 7):
+            assert region_similarity(result.mask(object_id), labels == object_id) > 0.6
+        turns.append([*learnt])
+        learnt.clear()
+    assert turns == [[1, 2, 3, 4], [1, 2, 5, 6], [3, 4, 5, 6]]
 
 
 @pytest.mark.parametrize("method, padded", [("track", False), ("persam", True)])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
-from persam_video.tracking.features import looks_of
+from persam_video.tracking.features import filled_up, looks_of
 from persam_video.tracking.lesson import Lesson
 
 _SHARPNESS = 32.0
@@ -22,9 +22,6 @@ _SHARPNESS = 32.0
 of two, so that it is itself in bfloat16, too."""
 _CHUNK = 192
 """Cells asked about at once, so that what they are compared with stays in the processor's cache."""
-_ROUND = 256
-"""Remembered cells are filled up to multiples of so many: oneDNN makes a matrix product of a new
-shape ready first, and keeps it."""
 
 
 class AppearanceMemory:
@@ -66,7 +63,7 @@ class AppearanceMemory:
         entries = [*self._references, *([] if self._latest is None else [self._latest])]
         cells = torch.cat([e[0] for e in entries])
         counts = torch.cat([e[1] for e in entries], dim=1)
-        nothing = -len(cells) % _ROUND  # of which each counts for no cell
+        nothing = filled_up(len(cells)) - len(cells)  # of which each counts for no cell
         cells, counts = F.pad(cells, (0, 0, 0, nothing)).T, F.pad(counts, (0, nothing))
         asked = F.pad(_SHARPNESS * looks, (0, 1), value=-_SHARPNESS)
         asked = F.pad(asked, (0, 0, 0, -len(looks) % _CHUNK)).to(self._dtype)
@@ -74,7 +71,7 @@ class AppearanceMemory:
         scores = []
         for chunk in torch.split(asked, _CHUNK):
             # With the column of ones: sharpness x (cosine - 1), so the exponential is at most 1.
-            weights = torch.mm(chunk, cells, out=buffer).exp_()
+            weights = torch.mm(chunk, cells, out=buffer[: len(chunk)]).exp_()
             of_object, of_all = F.linear(counts, weights).float()
             scores.append(2 * of_object / of_all - 1)
         return torch.cat(scores)[: len(looks)]

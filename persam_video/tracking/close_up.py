@@ -179,7 +179,8 @@ class CloseUp:
             return False
         embedding = self._encoder.encode(window.cut(image_rgb))
         if self._space is None:
-            self._space = FeatureSpace.fit(embedding, _STRIDE, self._config.components)
+            count, dtype = self._config.components, self._decoder.dtype
+            self._space = FeatureSpace.fit(embedding, _STRIDE, count, dtype)
         self._view = window, embedding, self._space.features(embedding)
         return True
 

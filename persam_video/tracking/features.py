@@ -21,6 +21,14 @@ from persam_video.types import Embedding
 
 _LOOKS = 96
 """Of the components, the first that cells are compared in; more change nothing and cost time."""
+_ROUND = 256
+"""Rows of a matrix product in half precision are filled up to multiples of so many: oneDNN makes
+each new shape ready first, and keeps it."""
+
+
+def filled_up(rows: int) -> int:
+    """Rows of a matrix in half precision that has at least so many."""
+    return -(-rows // _ROUND) * _ROUND
 
 
 def grid_stride(config: TrackConfig, embedding: Embedding) -> int:
@@ -99,15 +107,20 @@ class Projection:
         deviation: (C_i,) float32, > 0.
         axes: (C, C_i) float32, this map's part of the principal axes, and a row of zeros for the
             intercept.
+        dtype: Number format that cells are projected in.
     """
 
     mean: Tensor
     deviation: Tensor
     axes: Tensor
+    dtype: torch.dtype = torch.float32
 
     def components(self, m: Tensor, first: int | None = None) -> Tensor:
-        """(..., C_i) cells of the map -> (..., C) features, or the first so many of them."""
-        return self._unit(m) @ self.axes[:first].T
+        """(..., C_i) cells of the map -> (..., C) float32 features, or the first so many."""
+        cells, axes = m.flatten(0, -2), self.axes[:first].T.to(self.dtype)
+        unit = cells.new_zeros((filled_up(len(cells)), cells.shape[1]), dtype=self.dtype)
+        unit[: len(cells)] = self._unit(cells)
+        return (unit @ axes)[: len(cells)].float().view(*m.shape[:-1], axes.shape[1])
 
     def scores(self, m: Tensor, weights: Tensor) -> Tensor:
         """(..., C_i) cells of the map -> (...) their features weighted by (C,)."""
@@ -230,8 +243,21 @@ class FeatureSpace:
     projections: tuple[Projection, ...]
 
     @classmethod
-    def fit(cls, embedding: Embedding, stride: int, components: int = 256) -> FeatureSpace:
-        """Statistics over the cells of the reference frame, and so many axes or all there are."""
+    def fit(
+        cls,
+        embedding: Embedding,
+        stride: int,
+        components: int = 256,
+        dtype: torch.dtype = torch.float32,
+    ) -> FeatureSpace:
+        """Statistics over the cells of the reference frame, and so many axes or all there are.
+
+        Args:
+            embedding: Of the reference frame.
+            stride: Input pixels per cell of the feature grid.
+            components: How many axes.
+            dtype: Number format that cells are projected in; axes and features are float32.
+        """
         size_hw = grid_size(embedding, stride)
         means, deviations, cells = [], [], []
         for m, coarser in _maps(embedding, stride):
@@ -243,7 +269,8 @@ class FeatureSpace:
         axes = torch.linalg.eigh(flat.T @ flat)[1].flip(1)[:, :components].T
         axes = torch.cat([axes, torch.zeros_like(axes[:1])])
         parts = torch.split(axes, [len(mean) for mean in means], dim=1)
-        return cls(stride, tuple(map(Projection, means, deviations, parts)))
+        own = zip(means, deviations, parts, strict=True)
+        return cls(stride, tuple(Projection(*each, dtype) for each in own))
 
     def features(self, embedding: Embedding) -> FrameFeatures:
         """What is learnt from or scored in one frame, on the grid of ``grid_size``."""

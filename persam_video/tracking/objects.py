@@ -198,8 +198,8 @@ def _away(parts: NDArray[Any], place: BoolArray, hidden: float) -> BoolArray:
         return np.zeros(parts.shape, np.bool_)
     off = (~place).astype(np.uint8)
     distance = cv2.distanceTransform(off, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    nearest = np.full(len(apart), np.inf, np.float32)
-    np.minimum.at(nearest, parts, distance)
+    nearest, some = np.full(len(apart), np.inf, np.float32), apart[parts]
+    np.minimum.at(nearest, parts[some], distance[some])
     impossible = (nearest > hidden**0.5) | (np.bincount(parts.ravel()) > hidden)
     for at_edge in (slice(_EDGE), slice(-_EDGE, None)):
         for edge in ((at_edge, slice(None)), (slice(None), at_edge)):

@@ -43,6 +43,9 @@ _ALIKE = 0.5
 _NEARLY = -0.5
 """Score of the target model from which on a cell away from the object looks like it."""
 
+_LESSONS = 4
+"""Most objects that learn from one frame; more take turns."""
+
 _GAP = 2
 """128ths of the input's side by which parts of one place are grown, so that those nearer than twice
 that are one."""
@@ -66,6 +69,7 @@ class PropagationMethod:
         self._space: FeatureSpace | None = None
         self._far_off: Sums | None = None
         self._frame: tuple[Embedding, FrameFeatures] | None = None
+        self._next = 0  # among the objects, whose turn it is to learn
 
     def learn(
         self,
@@ -92,7 +96,7 @@ class PropagationMethod:
         space = self._space_of(embedding)  # its statistics are those of the clip
         if whole is not None:
             self._far_off, self._frame = space.sums(whole, _outside(embedding, whole)), None
-        frame, lessons = self._lessons(objects, embedding)
+        frame, lessons = self._lessons(objects, embedding, objects)
         for obj, lesson in zip(objects, lessons, strict=True):
             self._fit(obj, frame, lesson)
 
@@ -108,7 +112,8 @@ class PropagationMethod:
         """The clip's feature space; the first embedding asked about sets its statistics."""
         if self._space is None:
             stride = grid_stride(self._config, embedding)
-            self._space = FeatureSpace.fit(embedding, stride, self._config.components)
+            count, dtype = self._config.components, self._decoder.dtype
+            self._space = FeatureSpace.fit(embedding, stride, count, dtype)
         return self._space
 
     def _features(self, embedding: Embedding) -> FrameFeatures:
@@ -240,38 +245,56 @@ class PropagationMethod:
     def remember(self, objects: list[TrackedObject], embedding: Embedding) -> None:
         """Let the objects that were found with confidence learn from this frame."""
         remember_likeness(objects, embedding)
-        if not any(obj.state is ObjectState.TRACKED for obj in objects):
+        pupils = self._in_turn([obj for obj in objects if obj.state is ObjectState.TRACKED])
+        if not pupils:
             return
         seen = [obj for obj in objects if obj.frames_lost == 0]
-        frame, lessons = self._lessons(seen, embedding)
-        for obj, lesson in zip(seen, lessons, strict=True):
-            if obj.state is not ObjectState.TRACKED:
-                continue
+        frame, lessons = self._lessons(pupils, embedding, seen)
+        for obj, lesson in zip(pupils, lessons, strict=True):
             if obj.model is None:
                 self._fit(obj, frame, lesson)
                 obj.found = True
-                continue
-            obj.model.update(frame, lesson)
-            obj.memory.update(lesson)
+            else:
+                obj.model.update(frame, lesson)
+                obj.memory.update(lesson)
+
+    def _in_turn(self, objects: list[TrackedObject]) -> list[TrackedObject]:
+        """Those of the objects that learn from this frame: some, and all that never did."""
+        first, count = self._next, len(objects)
+        self._next = (first + _LESSONS) % max(1, count)
+        chosen = {(first + i) % count for i in range(min(_LESSONS, count))}
+        return [obj for i, obj in enumerate(objects) if i in chosen or obj.model is None]
 
     def _lessons(
-        self, objects: list[TrackedObject], embedding: Embedding
+        self, pupils: list[TrackedObject], embedding: Embedding, seen: list[TrackedObject]
     ) -> tuple[FrameFeatures, list[Lesson]]:
-        """The features of a frame, and what each of the objects seen in it learns from them."""
+        """The features of a frame, and what each of some objects seen in it learns from them.
+
+        Args:
+            pupils: They learn.
+            embedding: Of the frame.
+            seen: All objects that are seen in it, the pupils among them.
+        """
         stride = grid_stride(self._config, embedding)
-        masks = on_grid(torch.stack([o.logits for o in objects]).sigmoid(), embedding, stride)
+        masks = on_grid(torch.stack([o.logits for o in seen]).sigmoid(), embedding, stride)
         frame = self._features(embedding)
-        regions = [self._around(mask, embedding) for mask in masks]
+        learning = [any(obj is pupil for pupil in pupils) for obj in seen]
+        # Of the others only what they are is learnt, as something else.
+        regions = [
+            self._around(mask, embedding) if learns else region_around(mask, 0)
+            for mask, learns in zip(masks, learning, strict=True)
+        ]
         lessons = Lesson.around_each([*masks], regions, frame)
         everybody = torch.stack([lesson.itself for lesson in lessons]).any(dim=0)
         together = sum((lesson.own for lesson in lessons[1:]), start=lessons[0].own)
         complete = []
-        for obj, lesson in zip(objects, lessons, strict=True):
-            rivals = everybody & ~lesson.itself
-            alike = self._alike(obj, lesson.region | everybody, frame)
-            complete.append(
-                lesson.against(frame, rivals=rivals, rival_sums=together - lesson.own, alike=alike)
-            )
+        for obj, lesson, learns in zip(seen, lessons, learning, strict=True):
+            if learns:
+                rivals, rival_sums = everybody & ~lesson.itself, together - lesson.own
+                alike = self._alike(obj, lesson.region | everybody, frame)
+                complete.append(
+                    lesson.against(frame, rivals=rivals, rival_sums=rival_sums, alike=alike)
+                )
         return frame, complete
 
     def _alike(self, obj: TrackedObject, taken: Tensor, frame: FrameFeatures) -> Tensor | None:
