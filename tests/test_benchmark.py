@@ -167,6 +167,17 @@ def test_bench_tool_writes_all_sections_with_scores_ratios_and_a_plot(
     assert sorted(path.name for path in Path("out").iterdir()) == ["bench.json", "bench.png"]
 
 
+def test_bench_tool_parts_of_the_first_mask_are_objects(workplace: Path) -> None:
+    from bench import main
+
+    wanted = ["--sections", "stages", "--parts", "3", "--truth", "truth", "--merge-objects"]
+    Path("slow.toml").write_text("[track]\nclose_up = true\n", encoding="utf-8")
+    assert main([*COMMAND, *wanted, "--against", "slow.toml"]) == 0
+    compared = json.loads(Path("out/bench.json").read_text(encoding="utf-8"))["sections"]["compare"]
+    assert {name: row["objects"] for name, row in compared.items()} == {"default": 3, "slow": 3}
+    assert 0 < compared["default"]["score"]["j_and_f"] < 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
@@ -175,6 +186,10 @@ def test_bench_tool_writes_all_sections_with_scores_ratios_and_a_plot(
         (["--sections", "stages,speed"], 2, "speed is none of stages"),
         (["--frames", "0"], 2, "must be at least 1, got 0 and 2"),
         (["--merge-objects"], 2, "there is no --truth"),
+        (["--parts", "0"], 2, "--parts must be from 1 to 254, got 0"),
+        (["--parts", "2", "--truth", "truth"], 2, "legal is --merge-objects"),
+        (["--parts", "200"], 1, "too few to cut it into 200 objects"),
+        (["--video-models", "edgetam,sam9"], 2, "sam9 is none of edgetam, sam2.1_tiny"),
         (["--against", "none.toml"], 2, "none.toml"),
         (["--against", "default.toml"], 2, "default is the name of something else"),
         (["--reference-image", "first.png"], 2, "--reference-image"),

@@ -10,14 +10,15 @@ slows all of them alike; believe the ratios of one run, not times of two. Sectio
     stages        every stage alone and all overlapped, with the settings given ("default") and with
                   each file of --against
     first_way     the first implementation's way, see tools/first_way.py
-    video_models  EdgeTAM and SAM 2.1 tiny with random weights, see tools/video_models.py; left out
-                  where the package transformers is not installed
+    video_models  EdgeTAM and SAM 2.1 tiny with random weights, or those of --video-models, see
+                  tools/video_models.py; left out where the package transformers is not installed
     objects       the same clip with more and more objects: the first mask cut into parts that are
                   followed each on its own (J&F is of all of them as one), or boxes on a grid
     sizes         the first frames written as JPEGs of other heights, then measured like any clip
     lengths       the clip looped; time and memory at frame 100 and at the end of every length
 
 OUT gets bench.json (whole after every section; seconds and bytes) and bench.png (with matplotlib).
+With --parts N the objects are N parts that the first mask is cut into.
 Peak memory is of the process, the networks of all that is compared among it; found is the share of
 objects that were not lost, as only those cost what following costs.
 Without --truth there is no J&F. The default takes some minutes on two cores; --full takes hours.
@@ -35,7 +36,7 @@ from pathlib import Path
 
 from bench_report import FIRST, OWN, plot, text
 from bench_sections import Job, object_maps, run_sections
-from bench_sweeps import WINDOW, resized_hw, resized_labels
+from bench_sweeps import WINDOW, parts_of, resized_hw, resized_labels
 from video_models import NEEDS
 
 import persam_video as pv
@@ -95,6 +96,8 @@ def prepare(args: argparse.Namespace) -> Job:
         args.output.mkdir(parents=True, exist_ok=True)
     tracker = pv.Tracker.from_config(config)
     labels = reference_labels(tracker, reference, frames[0].image_rgb)
+    if args.parts is not None:
+        labels = parts_of(labels, args.parts)
     job = Job(args, config, tracker, labels, truth)
     if "objects" in args.sections:
         object_maps(job)
@@ -144,6 +147,15 @@ def complete(args: argparse.Namespace) -> None:
         raise pv.ConfigError(
             f"--frames and --rounds must be at least 1, got {args.frames} and {args.rounds}"
         )
+    if args.parts is not None and not 1 <= args.parts <= MAX_OBJECT_ID:
+        raise pv.ConfigError(f"--parts must be from 1 to {MAX_OBJECT_ID}, got {args.parts}")
+    if args.parts is not None and args.truth is not None and not args.merge_objects:
+        raise pv.ConfigError(
+            "--parts are no objects of --truth; legal is --merge-objects beside it"
+        )
+    args.video_models = args.video_models.split(",")
+    if unknown := sorted(set(args.video_models) - set(NEEDS)):
+        raise pv.ConfigError(f"--video-models: {', '.join(unknown)} is none of {', '.join(NEEDS)}")
     args.objects = numbers("objects", args.objects, 1, MAX_OBJECT_ID)
     args.sizes = numbers("sizes", args.sizes, 32, 4320)
     args.lengths = numbers("lengths", args.lengths, WINDOW + 1, 1_000_000)
@@ -184,6 +196,18 @@ def build_parser() -> argparse.ArgumentParser:
         choices=("parts", "boxes"),
         default="parts",
         help="objects of that section: parts of the first mask, or boxes on a grid",
+    )
+    group.add_argument(
+        "--parts",
+        type=int,
+        metavar="N",
+        help="cut the first mask into N objects",
+    )
+    group.add_argument(
+        "--video-models",
+        metavar="NAMES",
+        default=",".join(NEEDS),
+        help="models of that section, with commas (default: %(default)s)",
     )
     group.add_argument(
         "--against",

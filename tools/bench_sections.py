@@ -26,7 +26,7 @@ from bench_sweeps import (
 from first_way import FirstWay, run_in_turn
 from memory import forget_peak
 from numpy.typing import NDArray
-from video_models import NEEDS, VideoModel, missing_packages
+from video_models import VideoModel, missing_packages
 
 import persam_video as pv
 from persam_video.benchmark.report import commit, machine, versions
@@ -110,7 +110,7 @@ def compare(job: Job) -> dict[str, Any]:
         first = FirstWay(replace(config.encoder, input_size=job.args.first_way_size))
         benches[FIRST] = job.bench(first, job.labels, run=run_in_turn)
     models = []
-    for name in NEEDS if "video_models" in wanted else ():
+    for name in job.args.video_models if "video_models" in wanted else ():
         if missing := missing_packages(name):
             job.tell(f"{name} is left out: {', '.join(missing)} is not installed")
             continue
