@@ -335,7 +335,7 @@ def _enlarged(m: Tensor, factor: int, size_hw: tuple[int, int]) -> Tensor:
     """(h, w, C) -> (H, W, C), enlarged bilinearly; what is beyond that size is left out."""
     if factor == 1:
         return m
-    planes = m.permute(2, 0, 1)[None]
+    planes = m[None].permute(0, 3, 1, 2)  # in this order it is seen that channels lie side by side
     large = F.interpolate(planes, scale_factor=factor, mode="bilinear", align_corners=False)
     return large[0].permute(1, 2, 0)[: size_hw[0], : size_hw[1]]
 
