@@ -73,54 +73,71 @@ def write_report(
     clips = list(dict.fromkeys(run.clip for run in runs))
     of = {(run.variant, run.clip): run for run in runs}
     scores = {n: 100 * np.array([of[n, clip].j_and_f for clip in clips]) for n in names}
-    width = max(map(len, names))
-    lines = [f"{'':{width}}   J&F      J      F   against {baseline} (95 %)   encoded      ms"]
-    variants: dict[str, Any] = {}
-    for name in names:
-        own = [of[name, clip] for clip in clips]
-        j, f = (100 * float(np.mean([np.mean(getattr(r, k)) for r in own])) for k in ("j", "f"))
-        difference = scores[name] - scores[baseline]
-        low, high = bootstrap_interval(difference)
-        encoded = float(np.mean([r.encoder_runs for r in own]))
-        ms = {part: float(np.mean([r.ms[part] for r in own])) for part in own[0].ms}
-        versus = f"{difference.mean():+6.2f} ({low:+.2f} .. {high:+.2f})"
-        lines.append(
-            f"{name:{width}} {scores[name].mean():5.1f}  {j:5.1f}  {f:5.1f}   "
-            f"{'' if name == baseline else versus:26} "
-            f"{encoded:9.2f} {ms.get('all', float('nan')):7.0f}"
-        )
-        variants[name] = {
-            "J&F": float(scores[name].mean()),
-            "J": j,
-            "F": f,
-            "difference": float(difference.mean()),
-            "interval": [low, high],
-            "ms": ms,
-            "encoder_runs": encoded,
-            "clips": dict(zip(clips, scores[name].tolist(), strict=True)),
-        }
+    summaries = {
+        name: _summary([of[name, clip] for clip in clips], scores[name], scores[baseline])
+        for name in names
+    }
     answers = [a for clip in clips for a in of[baseline, clip].answers]
-    lines += _kept_word(baseline, answers)
+    lines = _table(summaries, baseline) + _kept_word(baseline, answers)
     if halves:
         lines += _confirmed(names, baseline, scores)
+    width = max(map(len, names))
     for name in names:
         pairs = zip(clips, scores[name], strict=True)
         lines.append(f"{name:{width}} {', '.join(f'{clip} {score:.0f}' for clip, score in pairs)}")
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder / "report.json") as path:
-        report = {**about, "baseline": baseline, "variants": variants}
+        report = {**about, "baseline": baseline, "variants": summaries}
         path.write_text(json.dumps(report, indent=1) + "\n")
-    with atomic_path(folder / "scores.csv") as path, path.open("w", newline="") as file:
+    with atomic_path(folder / "scores.csv") as path:
+        _write_csv(runs, path)
+    if find_spec("matplotlib"):
+        _plot(names, baseline, scores, folder / "scores.png")
+        _plot_states(answers, about["settings"][baseline]["track"], folder / "states.png")
+    return "\n".join(lines)
+
+
+def _summary(
+    own: Sequence[ClipRun], scores: NDArray[np.float64], baseline: NDArray[np.float64]
+) -> dict[str, Any]:
+    """A variant's runs on all clips, whose scores are given, against the baseline's."""
+    difference = scores - baseline
+    return {
+        "J&F": float(scores.mean()),
+        "J": 100 * float(np.mean([np.mean(run.j) for run in own])),
+        "F": 100 * float(np.mean([np.mean(run.f) for run in own])),
+        "difference": float(difference.mean()),
+        "interval": list(bootstrap_interval(difference)),
+        "ms": {part: float(np.mean([run.ms[part] for run in own])) for part in own[0].ms},
+        "encoder_runs": float(np.mean([run.encoder_runs for run in own])),
+        "clips": dict(zip((run.clip for run in own), scores.tolist(), strict=True)),
+    }
+
+
+def _table(summaries: Mapping[str, Mapping[str, Any]], baseline: str) -> list[str]:
+    """One line per variant, below a head."""
+    width = max(map(len, summaries))
+    lines = [f"{'':{width}}   J&F      J      F   against {baseline} (95 %)   encoded      ms"]
+    for name, of in summaries.items():
+        low, high = of["interval"]
+        versus = f"{of['difference']:+6.2f} ({low:+.2f} .. {high:+.2f})"
+        lines.append(
+            f"{name:{width}} {of['J&F']:5.1f}  {of['J']:5.1f}  {of['F']:5.1f}   "
+            f"{'' if name == baseline else versus:26} "
+            f"{of['encoder_runs']:9.2f} {of['ms'].get('all', float('nan')):7.0f}"
+        )
+    return lines
+
+
+def _write_csv(runs: Sequence[ClipRun], path: Path) -> None:
+    """One row per variant and clip."""
+    with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["variant", "clip", "J&F", "J", "F", "encoder runs", "ms"])
         for run in runs:
             j, f = 100 * np.mean(run.j), 100 * np.mean(run.f)
             row = [100 * run.j_and_f, j, f, run.encoder_runs, run.ms.get("all", float("nan"))]
             writer.writerow([run.variant, run.clip, *(f"{value:.2f}" for value in row)])
-    if find_spec("matplotlib"):
-        _plot(names, baseline, scores, folder / "scores.png")
-        _plot_states(answers, about["settings"][baseline]["track"], folder / "states.png")
-    return "\n".join(lines)
 
 
 def _confirmed(

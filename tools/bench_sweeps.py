@@ -167,30 +167,14 @@ def long_run(
         tell: Gets progress.
     """
     ends = sorted({*lengths, EARLY} if max(lengths) > EARLY else set(lengths))
-    names = _names(open_clip, ends[-1]) if truth else []
-    windows: list[Window] = []
-    masks: dict[int, list[tuple[str, bytes]]] = {end: [] for end in ends}
-    track_s: list[float] = []
-    encode_s: list[float] = []
+    watch = _Watch(ends, tracker, tell)
 
     def watched() -> Iterator[tuple[pv.Frame, pv.TrackResult]]:
         source = looped(open_clip, ends[-1])
         with closing(pv.track(source, tracker, pv.Reference(labels))) as results:
             begun = time.perf_counter()
             for frame, result in results:
-                spent, count = time.perf_counter() - begun, frame.index + 1
-                end = next(end for end in ends if end >= count)
-                if count > end - WINDOW:
-                    track_s.append(spent)
-                    encode_s.append(_encoding(tracker, frame))
-                    if truth:
-                        name = names[frame.index % len(names)]
-                        masks[end].append((name, packed(result.labels)))
-                if count == end:
-                    windows.append(_window(end, track_s, encode_s))
-                    tell(f"lengths: frame {count} of {ends[-1]}")
-                    track_s.clear()
-                    encode_s.clear()
+                watch.note(frame, result, time.perf_counter() - begun)
                 yield frame, result
                 begun = time.perf_counter()
 
@@ -200,30 +184,57 @@ def long_run(
         overlay = pv.OverlayVideoSink(Path(folder) / "overlay.mp4", None)
         pv.write_results(watched(), [pv.PalettePngSink(Path(folder) / "masks"), overlay])
     if truth is None:
-        return windows
-    size_hw = labels.shape[0], labels.shape[1]
-    return [
-        replace(
-            window,
-            score=truth.score(
-                tracker.object_ids,
-                ((name, unpacked(data, size_hw)) for name, data in masks[window.frame]),
-            ),
-        )
-        for window in windows
-    ]
+        return watch.windows
+    return watch.scored(truth, _names(open_clip, ends[-1]), (labels.shape[0], labels.shape[1]))
+
+
+class _Watch:
+    """Looks at the last frames before each of some ends; what it keeps is small.
+
+    Args:
+        ends: Positions in the clip, ascending.
+        tracker: Encodes the frames looked at once more.
+        tell: Gets progress.
+    """
+
+    def __init__(self, ends: list[int], tracker: pv.Tracker, tell: Callable[[str], None]) -> None:
+        self._ends, self._tracker, self._tell = ends, tracker, tell
+        self._track_s: list[float] = []
+        self._encode_s: list[float] = []
+        self._masks: dict[int, list[tuple[int, bytes]]] = {end: [] for end in ends}
+        self.windows: list[Window] = []
+
+    def note(self, frame: pv.Frame, result: pv.TrackResult, seconds: float) -> None:
+        """A frame's result, which took so long."""
+        count = frame.index + 1
+        end = next(end for end in self._ends if end >= count)
+        if count > end - WINDOW:
+            self._track_s.append(seconds)
+            self._encode_s.append(_encoding(self._tracker, frame))
+            self._masks[end].append((frame.index, packed(result.labels)))
+        if count == end:
+            track, encode = (statistics.median(s) for s in (self._track_s, self._encode_s))
+            memory = resident_bytes(), peak_bytes(), peak_gpu_memory()
+            self.windows.append(Window(end, track, encode, *memory, None))
+            self._tell(f"lengths: frame {count} of {self._ends[-1]}")
+            self._track_s, self._encode_s = [], []
+
+    def scored(self, truth: Truth, names: list[str], size_hw: tuple[int, int]) -> list[Window]:
+        """The windows with their scores; ``names`` are those of the clip's frames."""
+        scored = []
+        for window in self.windows:
+            masks = (
+                (names[index % len(names)], unpacked(data, size_hw))
+                for index, data in self._masks[window.frame]
+            )
+            scored.append(replace(window, score=truth.score(self._tracker.object_ids, masks)))
+        return scored
 
 
 def _names(open_clip: Callable[[], Source], frames: int) -> list[str]:
     """Stems of the first frames of a clip, all of them if it is shorter."""
     with open_clip() as source:
         return [frame.stem for frame in islice(source, frames)]
-
-
-def _window(end: int, track_s: list[float], encode_s: list[float]) -> Window:
-    """Sum up the frames up to ``end``."""
-    track, encode = (statistics.median(seconds) for seconds in (track_s, encode_s))
-    return Window(end, track, encode, resident_bytes(), peak_bytes(), peak_gpu_memory(), None)
 
 
 def _encoding(tracker: pv.Tracker, frame: pv.Frame) -> float:
