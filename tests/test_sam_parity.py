@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from persam_video.config import EncoderConfig
 from persam_video.errors import CheckpointError, ConfigError
+from persam_video.evaluation.metrics import region_similarity
 from persam_video.geometry import box_to_sam, scale_box, scale_points
 from persam_video.sam import checkpoints, image_encoder, models, npm
 from persam_video.sam.decoder import (
@@ -34,7 +35,8 @@ from persam_video.sam.decoder import (
 from persam_video.sam.image_encoder import SamImageEncoder, VitBackbone
 from persam_video.sam.models import load_sam, resolve_input_size
 from persam_video.sam.registry import MODELS, VitSizes
-from persam_video.types import Embedding, UInt8Array
+from persam_video.tracking.tracker import Tracker
+from persam_video.types import Embedding, Frame, ObjectState, UInt8Array
 
 Array = NDArray[Any]
 
@@ -513,6 +515,33 @@ def test_load_sam_vit_checkpoint_equals_segment_anything(
     _, rating, low = predictor.predict_torch(click.points_xy, click.point_labels)
     assert relative_error(got.logits[:, 1:], low) < 1e-4
     torch.testing.assert_close(got.predicted_iou[:, 1:], rating, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CUT_DOWN)
+def test_track_follows_an_object_by_the_maps_of_a_vit(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # SAM's decoder, of random weights too, has nothing to say: it is the maps that tell.
+    sizes = CUT_DOWN[name]
+    monkeypatch.setitem(MODELS, name, dataclasses.replace(MODELS[name], vit=sizes))
+    file = tmp_path / f"sam_{name}.pth"
+    torch.save(official_sam(sizes).state_dict(), file)
+    tracker = Tracker(
+        *load_sam(EncoderConfig(model=name, checkpoint=str(file), device="cpu", dtype="float32"))
+    )
+    rows, columns = np.mgrid[:240, :426]
+    background = (100 + 40 * np.sin(rows / 17) + 40 * np.cos(columns / 23)).astype(np.uint8)
+    for index in range(4):
+        image = np.repeat(background[..., None], 3, axis=2)
+        disc = ((rows - 120) / 50) ** 2 + ((columns - 150 - 6 * index) / 70) ** 2 < 1
+        image[disc] = (200, 90, 40)
+        frame = Frame(index, index / 24, image)
+        if index == 0:
+            tracker.start(frame, disc.astype(np.uint8))
+        else:
+            result = tracker.step(frame)
+            assert result.states[1] is ObjectState.TRACKED
+            assert region_similarity(result.mask(1), disc) > 0.9
 
 
 @pytest.mark.parametrize(
