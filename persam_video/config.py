@@ -153,7 +153,7 @@ class TrackConfig(_Checked):
         0.6, "track: weight of the reference against the running memory", low=0.0, high=1.0
     )
     decay: float = setting(
-        0.92, "track: what is left of the running memory after a frame", low=0.0, high=0.999
+        0.92, "track: what is left of the running memory after a lesson", low=0.0, high=0.999
     )
     ridge: float = setting(3e-3, "track: regulariser of the target model", low=1e-8, high=10.0)
     memory_share: float = setting(

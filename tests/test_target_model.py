@@ -18,7 +18,14 @@ from persam_video.personalize.target import grid_coverage
 from persam_video.sam.models import load_sam
 from persam_video.tracking.appearance_memory import AppearanceMemory
 from persam_video.tracking.cell_scores import cell_scores
-from persam_video.tracking.features import FeatureSpace, FrameFeatures, Sums, grid_size, grid_stride
+from persam_video.tracking.features import (
+    FeatureSpace,
+    FrameFeatures,
+    Sums,
+    filled_up,
+    grid_size,
+    grid_stride,
+)
 from persam_video.tracking.grid import cells_in, cells_of
 from persam_video.tracking.lesson import Lesson
 from persam_video.tracking.target_model import TargetModel
@@ -272,24 +279,24 @@ def test_appearance_memory_products_have_few_shapes_and_what_fills_them_up_count
 
     monkeypatch.setattr(torch, "mm", noted_mm)
     torch.manual_seed(0)
-    looks = torch.nn.functional.normalize(torch.randn(*GRID, 5), dim=2)
-    frame = frame_of(looks)
-    for size in range(2, 9):  # as many sizes of the object, and of what is remembered
-        mask, region = torch.zeros(GRID), torch.zeros(GRID, dtype=torch.bool)
-        mask[1:3, 1:size], region[:4, : size + 3] = 1.0, True
+    looks = torch.nn.functional.normalize(torch.randn(40, 60, 5), dim=2)
+    frame, flat = frame_of(looks), looks.flatten(0, 1)
+    for size in range(4, 40, 4):  # as many sizes of the object, and of what is remembered
+        mask, region = torch.zeros(40, 60), torch.zeros(40, 60, dtype=torch.bool)
+        mask[1 : size // 2, 1:size], region[: size + 1, : size + 20] = 1.0, True
         memory = AppearanceMemory(dtype)
         lesson = Lesson.around(mask, region, frame)
         memory.fit(lesson)
-        asked = looks.flatten(0, 1)[: 20 * size]
-        known = looks.flatten(0, 1)[lesson.cells]
+        asked, known = flat[: 20 * size], flat[lesson.cells]
         weights = (lesson.counts * (32 * (asked @ known.T - 1)).exp()).double()
         labels = 2 * mask.flatten()[lesson.cells].double() - 1
         expected = (weights @ labels / weights.sum(dim=1)).float()
         torch.testing.assert_close(
             memory.score(asked), expected, atol=0.15 if dtype is torch.bfloat16 else 1e-4, rtol=0
         )
-    assert len(shapes) == 1
-    assert memory.score(looks.flatten(0, 1)[:0]).shape == (0,)
+    assert {shape[3] for shape in shapes} == {256, 512, 768, 1024, 1280}
+    assert len(shapes) == 5
+    assert memory.score(flat[:0]).shape == (0,)
 
 
 def test_appearance_memory_large_region_is_thinned_to_a_fixed_size() -> None:
@@ -365,8 +372,18 @@ def test_features_are_all_maps_standardised_enlarged_and_projected(
     assert torch.allclose(frame.scores(some, weights), frame.at(some) @ weights, atol=1e-4)
 
 
-def test_features_in_bfloat16_are_those_in_float32_but_for_its_rounding() -> None:
+def test_features_in_bfloat16_are_those_in_float32_but_for_its_rounding(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     embedding = made_up(256, (4, 8, 16))
+    rows, product = set(), Tensor.__matmul__
+
+    def noted(self: Tensor, other: Tensor) -> Tensor:
+        if self.dtype is torch.bfloat16:
+            rows.add(len(self))
+        return product(self, other)
+
+    monkeypatch.setattr(Tensor, "__matmul__", noted)
     plain, rounded = (
         FeatureSpace.fit(embedding, 4, components=24, dtype=dtype).features(embedding)
         for dtype in (torch.float32, torch.bfloat16)
@@ -378,6 +395,15 @@ def test_features_in_bfloat16_are_those_in_float32_but_for_its_rounding() -> Non
         assert (found - expected).norm() < 0.01 * expected.norm()
     assert (rounded.at(some)[:, -1] == 1).all()
     assert rounded.at(some[:0]).shape == (0, 25)
+    assert rows and all(count % 256 == 0 for count in rows)  # few shapes, as of the memory
+
+
+def test_rows_are_filled_up_to_few_numbers_and_by_little() -> None:
+    numbers = [filled_up(rows) for rows in range(60_000)]
+    assert len(set(numbers)) < 50
+    assert all(
+        rows <= number < max(rows + 256, 1.125 * rows) for rows, number in enumerate(numbers)
+    )
 
 
 @pytest.mark.parametrize("strides", [(4, 8, 16), (16, 16)])

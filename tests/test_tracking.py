@@ -29,7 +29,7 @@ from persam_video.tracking.features import FrameFeatures
 from persam_video.tracking.lesson import Lesson
 from persam_video.tracking.motion import Motion
 from persam_video.tracking.objects import TrackedObject, without_strays
-from persam_video.tracking.propagation import PropagationMethod
+from persam_video.tracking.propagation import PropagationMethod, _in_turn
 from persam_video.tracking.target_model import TargetModel
 from persam_video.tracking.tracker import Tracker
 from persam_video.types import Candidates, Frame, ObjectState, UInt8Array
@@ -217,7 +217,45 @@ def test_tracker_many_objects_take_turns_to_learn(
             assert region_similarity(result.mask(object_id), labels == object_id) > 0.6
         turns.append([*learnt])
         learnt.clear()
-    assert turns == [[1, 2, 3, 4], [1, 2, 5, 6], [3, 4, 5, 6]]
+    assert turns == [[1, 2, 3, 4], [1, 2, 5, 6], [1, 2, 3, 4]]
+
+
+def test_turns_to_learn_go_to_those_who_waited_and_to_all_who_never_learnt() -> None:
+    objects = [some_object(i, torch.ones(4, 4)) for i in range(1, 10)]
+    for obj in objects:
+        obj.model = TargetModel(TrackConfig())
+    waited: dict[int, list[int]] = {i: [] for i in range(1, 10)}
+    for frame in range(90):
+        for obj in objects:
+            obj.frames_untaught += 1
+        pupils = _in_turn(objects[frame % 2 :])  # the first one is unsure in every other frame
+        assert len(pupils) == 4
+        for pupil in pupils:
+            waited[pupil.object_id].append(pupil.frames_untaught)
+            pupil.frames_untaught = 0
+    assert all(len(frames) >= 30 and max(frames) <= 3 for frames in waited.values())
+    for obj in objects[:7]:
+        obj.model = None  # of a photo, just found
+    assert _in_turn(objects) == objects
+
+
+def test_what_learns_nothing_from_a_frame_is_a_rival_all_the_same(sam: Sam, scene: Clip) -> None:
+    tracker = make_tracker(sam, "track")
+    frame, labels = scene[0]
+    tracker.start(frame, labels)
+    both = list(tracker._objects.values())
+    method, embedding = tracker._method, sam[0].encode(frame.image_rgb)
+    assert isinstance(method, PropagationMethod)
+    _, (alone,) = method._lessons(both[:1], embedding, both)
+    _, (expected, _) = method._lessons(both, embedding, both)
+    assert alone.other_sums is not None and expected.other_sums is not None
+    # Of what learns itself some cells are left out, and the others count for more.
+    assert alone.other_sums.count == pytest.approx(expected.other_sums.count, rel=0.02)
+    wrong = alone.other_sums.gram - expected.other_sums.gram
+    assert wrong.norm() < 0.05 * expected.other_sums.gram.norm()
+    assert torch.equal(alone.others, expected.others)
+    assert method._space is not None
+    assert {p.dtype for p in method._space.projections} == {sam[1].dtype}
 
 
 @pytest.mark.parametrize("method, padded", [("track", False), ("persam", True)])

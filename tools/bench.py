@@ -153,7 +153,7 @@ def complete(args: argparse.Namespace) -> None:
         raise pv.ConfigError(
             "--parts are no objects of --truth; legal is --merge-objects beside it"
         )
-    args.video_models = args.video_models.split(",")
+    args.video_models = list(dict.fromkeys(args.video_models.split(",")))
     if unknown := sorted(set(args.video_models) - set(NEEDS)):
         raise pv.ConfigError(f"--video-models: {', '.join(unknown)} is none of {', '.join(NEEDS)}")
     args.objects = numbers("objects", args.objects, 1, MAX_OBJECT_ID)
@@ -201,7 +201,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--parts",
         type=int,
         metavar="N",
-        help="cut the first mask into N objects",
+        help="cut the first mask into N objects (the section objects has numbers of its own)",
     )
     group.add_argument(
         "--video-models",

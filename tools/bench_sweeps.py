@@ -54,7 +54,8 @@ def parts_of(labels: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
     if len(places) < count * _SMALLEST_PART:
         raise pv.PromptError(
             f"the mask has {len(places)} pixels: too few to cut it into {count} objects of at "
-            f"least {_SMALLEST_PART}; legal is --object-shape boxes, or fewer objects"
+            f"least {_SMALLEST_PART}; legal are fewer (or, for the section objects, "
+            "--object-shape boxes)"
         )
     cut = np.zeros_like(labels)
     groups = [(places, count)]
@@ -167,7 +168,7 @@ def long_run(
         tell: Gets progress.
     """
     ends = sorted({*lengths, EARLY} if max(lengths) > EARLY else set(lengths))
-    watch = _Watch(ends, tracker, tell)
+    watch = _Watch(ends, tracker, tell, keep_masks=truth is not None)
 
     def watched() -> Iterator[tuple[pv.Frame, pv.TrackResult]]:
         source = looped(open_clip, ends[-1])
@@ -195,10 +196,19 @@ class _Watch:
         ends: Positions in the clip, ascending.
         tracker: Encodes the frames looked at once more.
         tell: Gets progress.
+        keep_masks: They are scored later.
     """
 
-    def __init__(self, ends: list[int], tracker: pv.Tracker, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        ends: list[int],
+        tracker: pv.Tracker,
+        tell: Callable[[str], None],
+        *,
+        keep_masks: bool,
+    ) -> None:
         self._ends, self._tracker, self._tell = ends, tracker, tell
+        self._keep_masks = keep_masks
         self._track_s: list[float] = []
         self._encode_s: list[float] = []
         self._masks: dict[int, list[tuple[int, bytes]]] = {end: [] for end in ends}
@@ -211,7 +221,8 @@ class _Watch:
         if count > end - WINDOW:
             self._track_s.append(seconds)
             self._encode_s.append(_encoding(self._tracker, frame))
-            self._masks[end].append((frame.index, packed(result.labels)))
+            if self._keep_masks:
+                self._masks[end].append((frame.index, packed(result.labels)))
         if count == end:
             track, encode = (statistics.median(s) for s in (self._track_s, self._encode_s))
             memory = resident_bytes(), peak_bytes(), peak_gpu_memory()

@@ -25,7 +25,7 @@ _CHUNK = 192
 
 
 class AppearanceMemory:
-    """Labelled cells of the reference frame and of the latest frame of one object.
+    """Labelled cells of the reference frame and of the latest one that an object learnt from.
 
     Where masks are given for later frames, the newest of these is a second reference.
 
@@ -60,6 +60,8 @@ class AppearanceMemory:
         Returns:
             (n,) float32 in [-1, 1], +1 = object.
         """
+        if not len(looks):
+            return looks.new_zeros(0)
         entries = [*self._references, *([] if self._latest is None else [self._latest])]
         cells = torch.cat([e[0] for e in entries])
         counts = torch.cat([e[1] for e in entries], dim=1)
@@ -71,7 +73,7 @@ class AppearanceMemory:
         scores = []
         for chunk in torch.split(asked, _CHUNK):
             # With the column of ones: sharpness x (cosine - 1), so the exponential is at most 1.
-            weights = torch.mm(chunk, cells, out=buffer[: len(chunk)]).exp_()
+            weights = torch.mm(chunk, cells, out=buffer).exp_()
             of_object, of_all = F.linear(counts, weights).float()
             scores.append(2 * of_object / of_all - 1)
         return torch.cat(scores)[: len(looks)]

@@ -22,13 +22,17 @@ from persam_video.types import Embedding
 _LOOKS = 96
 """Of the components, the first that cells are compared in; more change nothing and cost time."""
 _ROUND = 256
-"""Rows of a matrix product in half precision are filled up to multiples of so many: oneDNN makes
-each new shape ready first, and keeps it."""
+"""Rows that a matrix product has a multiple of."""
 
 
 def filled_up(rows: int) -> int:
-    """Rows of a matrix in half precision that has at least so many."""
-    return -(-rows // _ROUND) * _ROUND
+    """So many rows at least, as products in bfloat16 have them.
+
+    oneDNN makes a product of a new shape ready first, and keeps it. So there are few: multiples of
+    256 up to 4096, and eight per doubling above.
+    """
+    step = max(_ROUND, 1 << max(0, rows.bit_length() - 4))
+    return -(-rows // step) * step
 
 
 def grid_stride(config: TrackConfig, embedding: Embedding) -> int:
@@ -117,10 +121,14 @@ class Projection:
 
     def components(self, m: Tensor, first: int | None = None) -> Tensor:
         """(..., C_i) cells of the map -> (..., C) float32 features, or the first so many."""
-        cells, axes = m.flatten(0, -2), self.axes[:first].T.to(self.dtype)
+        axes = self.axes[:first].T
+        if self.dtype is torch.float32:
+            return self._unit(m) @ axes
+        cells = m.flatten(0, -2)
         unit = cells.new_zeros((filled_up(len(cells)), cells.shape[1]), dtype=self.dtype)
         unit[: len(cells)] = self._unit(cells)
-        return (unit @ axes)[: len(cells)].float().view(*m.shape[:-1], axes.shape[1])
+        features = (unit @ axes.to(self.dtype))[: len(cells)].float()
+        return features.view(*m.shape[:-1], axes.shape[1])
 
     def scores(self, m: Tensor, weights: Tensor) -> Tensor:
         """(..., C_i) cells of the map -> (...) their features weighted by (C,)."""
@@ -186,7 +194,7 @@ class FrameFeatures:
     def scores(self, cells: Tensor, weights: Tensor) -> Tensor:
         """(n,) indices of cells -> (n,) float32, their features weighted by (C,).
 
-        The same as ``at(cells) @ weights``, without making any of them.
+        The same as ``at(cells) @ weights`` but for rounding, without making any of them.
         """
         places, factor = self._rows_and_columns(cells), self.factor
         rows, columns = places
@@ -335,7 +343,8 @@ def _enlarged(m: Tensor, factor: int, size_hw: tuple[int, int]) -> Tensor:
     """(h, w, C) -> (H, W, C), enlarged bilinearly; what is beyond that size is left out."""
     if factor == 1:
         return m
-    planes = m[None].permute(0, 3, 1, 2)  # in this order it is seen that channels lie side by side
+    # In this order: of permute(2, 0, 1)[None] torch does not see that channels lie side by side.
+    planes = m[None].permute(0, 3, 1, 2)
     large = F.interpolate(planes, scale_factor=factor, mode="bilinear", align_corners=False)
     return large[0].permute(1, 2, 0)[: size_hw[0], : size_hw[1]]
 

@@ -49,6 +49,7 @@ class TrackedObject:
         state: Of the latest frame.
         score: Confidence of the latest frame, in [0, 1].
         frames_lost: Frames since the object was last seen, 0 while it is seen.
+        frames_untaught: Frames since it last learnt.
     """
 
     object_id: int
@@ -64,6 +65,7 @@ class TrackedObject:
     state: ObjectState = ObjectState.TRACKED
     score: float = 1.0
     frames_lost: int = 0
+    frames_untaught: int = 0
 
     def __post_init__(self) -> None:
         """Its area begins with that of the reference."""

@@ -44,7 +44,7 @@ _NEARLY = -0.5
 """Score of the target model from which on a cell away from the object looks like it."""
 
 _LESSONS = 4
-"""Most objects that learn from one frame; more take turns."""
+"""Most objects that learn from one frame, once they have learnt a first time; more take turns."""
 
 _GAP = 2
 """128ths of the input's side by which parts of one place are grown, so that those nearer than twice
@@ -69,7 +69,6 @@ class PropagationMethod:
         self._space: FeatureSpace | None = None
         self._far_off: Sums | None = None
         self._frame: tuple[Embedding, FrameFeatures] | None = None
-        self._next = 0  # among the objects, whose turn it is to learn
 
     def learn(
         self,
@@ -107,6 +106,7 @@ class PropagationMethod:
             obj.memory = AppearanceMemory(self._decoder.dtype)
         obj.model.fit(frame, lesson)
         obj.memory.fit(lesson)
+        obj.frames_untaught = 0
 
     def _space_of(self, embedding: Embedding) -> FeatureSpace:
         """The clip's feature space; the first embedding asked about sets its statistics."""
@@ -245,7 +245,9 @@ class PropagationMethod:
     def remember(self, objects: list[TrackedObject], embedding: Embedding) -> None:
         """Let the objects that were found with confidence learn from this frame."""
         remember_likeness(objects, embedding)
-        pupils = self._in_turn([obj for obj in objects if obj.state is ObjectState.TRACKED])
+        for obj in objects:
+            obj.frames_untaught += 1
+        pupils = _in_turn([obj for obj in objects if obj.state is ObjectState.TRACKED])
         if not pupils:
             return
         seen = [obj for obj in objects if obj.frames_lost == 0]
@@ -257,13 +259,7 @@ class PropagationMethod:
             else:
                 obj.model.update(frame, lesson)
                 obj.memory.update(lesson)
-
-    def _in_turn(self, objects: list[TrackedObject]) -> list[TrackedObject]:
-        """Those of the objects that learn from this frame: some, and all that never did."""
-        first, count = self._next, len(objects)
-        self._next = (first + _LESSONS) % max(1, count)
-        chosen = {(first + i) % count for i in range(min(_LESSONS, count))}
-        return [obj for i, obj in enumerate(objects) if i in chosen or obj.model is None]
+                obj.frames_untaught = 0
 
     def _lessons(
         self, pupils: list[TrackedObject], embedding: Embedding, seen: list[TrackedObject]
@@ -278,18 +274,18 @@ class PropagationMethod:
         stride = grid_stride(self._config, embedding)
         masks = on_grid(torch.stack([o.logits for o in seen]).sigmoid(), embedding, stride)
         frame = self._features(embedding)
-        learning = [any(obj is pupil for pupil in pupils) for obj in seen]
-        # Of the others only what they are is learnt, as something else.
+        learning = {obj.object_id for obj in pupils}
+        # The others teach what they are themselves, and nothing of what is beside them.
         regions = [
-            self._around(mask, embedding) if learns else region_around(mask, 0)
-            for mask, learns in zip(masks, learning, strict=True)
+            self._around(mask, embedding) if obj.object_id in learning else mask >= mask.max() / 2
+            for obj, mask in zip(seen, masks, strict=True)
         ]
         lessons = Lesson.around_each([*masks], regions, frame)
         everybody = torch.stack([lesson.itself for lesson in lessons]).any(dim=0)
         together = sum((lesson.own for lesson in lessons[1:]), start=lessons[0].own)
         complete = []
-        for obj, lesson, learns in zip(seen, lessons, learning, strict=True):
-            if learns:
+        for obj, lesson in zip(seen, lessons, strict=True):
+            if obj.object_id in learning:
                 rivals, rival_sums = everybody & ~lesson.itself, together - lesson.own
                 alike = self._alike(obj, lesson.region | everybody, frame)
                 complete.append(
@@ -324,6 +320,14 @@ class PropagationMethod:
         """(h, w) bool cells of a mask on the feature grid and around it."""
         stride = grid_stride(self._config, embedding)
         return region_around(mask, cells_of(self._config.region_padding, embedding, stride))
+
+
+def _in_turn(objects: list[TrackedObject]) -> list[TrackedObject]:
+    """Those that learn from a frame: all that never did, and some that have waited the longest."""
+    taught = [obj for obj in objects if obj.model is not None]
+    longest = sorted(taught, key=lambda obj: -obj.frames_untaught)[:_LESSONS]
+    chosen = {obj.object_id for obj in longest}
+    return [obj for obj in objects if obj.model is None or obj.object_id in chosen]
 
 
 def _outside(part: Embedding, whole: Embedding) -> Tensor:
