@@ -235,8 +235,9 @@ class Embedding:
     Attributes:
         neck: (1, 256, h, w) float32 over the padded square, SAM's image embedding, what the mask
             decoder reads.
-        stages: Intermediate maps of the encoder, finest first, each (1, C_i, h_i, w_i) float32
-            over the padded square or over no more than what was encoded; may be empty.
+        stages: Intermediate maps of the encoder, finest first, each (1, C_i, h_i, w_i) in the
+            network's number format, over the padded square or over no more than what was encoded;
+            may be empty.
         source_hw: Height and width of the frame in source pixels.
         input_hw: Height and width of the frame inside the network's square input; the rest of the
             square (right and bottom) is padding.

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from fake_tracker import FakeTracker
 from PIL import Image
 
@@ -279,3 +280,26 @@ def test_stage_bench_parts_add_up_to_the_step_and_name_what_ran(
     assert list(report.parts) == names
     assert sum(part.median for part in report.parts.values()) == pytest.approx(report.track.median)
     assert report.found == 1.0 and report.fps == report.round_fps[0] > 0
+
+
+@pytest.mark.needs_weights
+def test_limits_tool_counts_the_encoders_operations(
+    workplace: Path,
+    vit_t_weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from limits import main
+
+    sizes = ["--sizes", "256,512", "--threads", str(torch.get_num_threads())]
+    monkeypatch.setattr("sys.argv", ["limits.py", "clip/00000.png", *sizes])
+    monkeypatch.setattr("limits._SIDE", 128)
+    main()
+    small, large = json.loads(capsys.readouterr().out)["sizes"]
+    # So many operations per cell of 16 pixels, and more of them in windows at the border at 256.
+    assert 3.5 < large["operations"] / small["operations"] < 4
+    cells = 512 * 384 / 16**2
+    assert 1e7 < large["operations"] / cells < 3e7
+    assert large["share_of_peak"] == pytest.approx(
+        large["operations_per_s"] / large["peak_operations_per_s"], rel=0.5
+    )

@@ -45,6 +45,22 @@ def test_gelu_in_the_convolutions_pass(groups: int, stride: int) -> None:
     assert _error(one, true) < min(0.003, _error(two, true))
 
 
+@needs_bfloat16
+@pytest.mark.parametrize("then", ["none", "gelu"])
+def test_bias_and_gelu_in_the_linear_layers_pass(then: str) -> None:
+    """As near to the numbers without rounding as the two or three passes come."""
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(40, 72).to(torch.bfloat16)
+    x = torch.randn(2, 5, 6, 40).to(torch.bfloat16)
+    with torch.inference_mode():
+        true = F.linear(x.float(), layer.weight.float(), layer.bias.float())
+        one, several = tiny_vit._linear(layer, x, then), layer(x)
+        if then == "gelu":
+            true, several = F.gelu(true), F.gelu(several)
+    assert one.dtype == torch.bfloat16 and one.shape == (2, 5, 6, 72)
+    assert _error(one, true) < min(0.003, 1.01 * _error(several, true))
+
+
 def test_a_network_without_it_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """In bfloat16 both forms of a block come to the numbers of float32."""
     torch.manual_seed(0)

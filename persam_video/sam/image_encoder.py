@@ -88,7 +88,7 @@ class SamImageEncoder:
         backbone: The network, already on ``device``.
         input_size: Side of the network's square input in pixels.
         device: Where to run.
-        dtype: Number format that the network takes; the Embedding is float32 whatever this is.
+        dtype: Number format that the network takes; the image embedding is float32 in any case.
         padding: Encode the padding too, as SAM does. A network of windows and convolutions does
             without; ViT-B, -L and -H have a position embedding of the whole square.
         prompt_input_size: ``input_size`` for the pictures of clicks and boxes.
@@ -178,7 +178,7 @@ class SamImageEncoder:
         missing = (left, side - left - neck.shape[3], top, side - top - neck.shape[2])
         return Embedding(
             neck=F.pad(neck.float(), missing),
-            stages=tuple(stage.float() for stage in stages),
+            stages=stages,
             source_hw=source_hw,
             input_hw=input_hw,
             input_size=self.input_size,

@@ -51,9 +51,9 @@ def _in_bfloat16(x: Tensor) -> bool:
 
 @cache
 def _multiplies_bfloat16() -> bool:
-    """Whether this torch has oneDNN's convolution with GELU, and this CPU its bfloat16."""
+    """Whether this torch has oneDNN's layers with GELU, and this CPU its bfloat16."""
     ops = torch.ops.mkldnn
-    needed = "_convolution_pointwise", "_is_mkldnn_bf16_supported"
+    needed = "_convolution_pointwise", "_linear_pointwise", "_is_mkldnn_bf16_supported"
     return all(hasattr(ops, name) for name in needed) and ops._is_mkldnn_bf16_supported()
 
 
@@ -78,6 +78,20 @@ def _conv_gelu(convolution: nn.Conv2d, x: Tensor) -> Tensor:
         "none",
     )
     return activated
+
+
+def _linear(layer: nn.Linear, x: Tensor, then: str = "none") -> Tensor:
+    """A linear layer over the last dimension, and "gelu" or nothing ("none") behind it.
+
+    In bfloat16 on a CPU torch first writes the bias into the whole result, which for the widest
+    maps takes as long as the product; oneDNN adds it, and does the GELU, while it multiplies.
+    """
+    if _in_bfloat16(x):
+        pointwise = torch.ops.mkldnn._linear_pointwise
+        product: Tensor = pointwise(x, layer.weight, layer.bias, then, [], "none")
+        return product
+    product = layer(x)
+    return _gelu(product) if then == "gelu" else product
 
 
 class PatchEmbed(nn.Module):
@@ -157,14 +171,15 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, tokens, dim = x.shape
         # TinyViT stores q, k and v of one head side by side: (heads, 3 * C / heads).
-        qkv = self.qkv(self.norm(x)).view(batch, tokens, self.num_heads, -1).transpose(1, 2)
+        qkv = (
+            _linear(self.qkv, self.norm(x)).view(batch, tokens, self.num_heads, -1).transpose(1, 2)
+        )
         query, key, value = qkv.chunk(3, dim=-1)
         if _in_bfloat16(x):
             mixed = _attention_in_bfloat16(query, key, value, self.attention_bias)
         else:
             mixed = _attention(query, key, value, self.attention_bias)
-        projected: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, tokens, dim))
-        return projected
+        return _linear(self.proj, mixed.transpose(1, 2).reshape(batch, tokens, dim))
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
@@ -207,8 +222,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(4 * dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.fc2(_gelu(self.fc1(self.norm(x))))
-        return y
+        return _linear(self.fc2, _linear(self.fc1, self.norm(x), "gelu"))
 
 
 class TinyViTBlock(nn.Module):

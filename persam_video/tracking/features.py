@@ -269,8 +269,8 @@ class FeatureSpace:
         size_hw = grid_size(embedding, stride)
         means, deviations, cells = [], [], []
         for m, coarser in _maps(embedding, stride):
-            means.append(m.mean(dim=(0, 1)))
-            deviations.append(m.flatten(0, 1).std(dim=0).clamp_min(1e-6))
+            means.append(m.float().mean(dim=(0, 1)))
+            deviations.append(m.float().flatten(0, 1).std(dim=0).clamp_min(1e-6))
             unit = F.normalize((m - means[-1]) / deviations[-1], dim=2)
             cells.append(_enlarged(unit, coarser // stride, size_hw))
         flat = torch.cat(cells, dim=2).flatten(0, 1)
@@ -387,7 +387,7 @@ def _maps(embedding: Embedding, finest: int = 1) -> list[tuple[Tensor, int]]:
     for m in embedding.stages:
         stride = longest // max(m.shape[2:])
         if stride < finest:
-            m, stride = F.avg_pool2d(m, finest // stride), finest
+            m, stride = F.avg_pool2d(m.float(), finest // stride), finest
         rows, columns = grid_size(embedding, stride)
         maps.append((m[0, :, :rows, :columns].permute(1, 2, 0), stride))
     neck = embedding.neck[(0, slice(None), *grid_slices(embedding, coarsest))]
