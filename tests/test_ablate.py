@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import persam_video as pv
-from persam_video.evaluation.davis import evaluate
+from persam_video.evaluation.davis import DavisClip, evaluate
 
 TOOLS = Path(__file__).parent.parent / "tools"
 
@@ -66,6 +66,22 @@ def test_read_variants_shipped_file_is_legal() -> None:
     assert variants["one_click"].click
     assert variants["later_mask_look_back"].later_mask
     assert variants["later_mask_look_back"].config.track.look_back == 128
+
+
+def test_backwards_clip_begins_with_the_last_frame_and_its_mask() -> None:
+    from ablate import read_variants
+
+    variants = {v.name: v for v in read_variants(TOOLS / "ablation.toml", "default,backwards")}
+    frames = [pv.Frame(i, i / 24, np.full((4, 4, 3), i, np.uint8), f"{i}.jpg") for i in range(3)]
+    paths = tuple(Path(f"{i}.jpg") for i in range(3))
+    clip = DavisClip("clip", Path(), paths, paths)
+    for name, values in (("default", [0, 1, 2]), ("backwards", [2, 1, 0])):
+        ordered = list(variants[name].frames(frames))
+        assert [frame.index for frame in ordered] == [0, 1, 2]
+        assert [frame.image_rgb[0, 0, 0] for frame in ordered] == values
+        for files in (variants[name].order(clip).frames, variants[name].order(clip).annotations):
+            assert [int(path.stem) for path in files] == values
+            assert [frame.name for frame in ordered] == [path.name for path in files]
 
 
 @pytest.mark.parametrize(

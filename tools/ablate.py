@@ -31,7 +31,7 @@ import time
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -73,17 +73,30 @@ class Variant:
         config: All settings.
         click: Start from one click in the place of the first mask.
         later_mask: The mask of the middle frame is given as well.
+        backwards: From the last frame, whose mask is given, to the first.
     """
 
     name: str
     config: pv.Config
     click: bool = False
     later_mask: bool = False
+    backwards: bool = False
 
     def key(self, clip: DavisClip, options: argparse.Namespace) -> str:
         """What the result on a clip depends on."""
         depends = (asdict(self), clip, options.merge_objects, options.version)
         return hashlib.sha256(repr(depends).encode()).hexdigest()[:16]
+
+    def order(self, clip: DavisClip) -> DavisClip:
+        """The clip in the order that its frames are given in."""
+        if not self.backwards:
+            return clip
+        return replace(clip, frames=clip.frames[::-1], annotations=clip.annotations[::-1])
+
+    def frames(self, source: Iterable[pv.Frame]) -> Iterator[pv.Frame]:
+        """A clip's frames in that order, numbered anew."""
+        ordered = reversed(list(source)) if self.backwards else source
+        return (replace(frame, index=index) for index, frame in enumerate(ordered))
 
 
 def version() -> str:
@@ -114,11 +127,15 @@ def _variant(name: str, table: dict[str, Any]) -> Variant:
     later = table.pop("later_mask", "none")
     if later not in ("none", "middle"):
         raise SystemExit(f"{name}: later_mask must be none or middle, got {later!r}")
+    backwards = table.pop("backwards", False)
+    if not isinstance(backwards, bool):
+        raise SystemExit(f"{name}: backwards must be true or false, got {backwards!r}")
     layer: dict[str, dict[str, Any]] = {}
     for key, value in table.items():
         section, _, setting = key.partition(".")
         layer.setdefault(section, {})[setting] = value
-    return Variant(name, pv.Config().merged(layer, name), reference == "click", later == "middle")
+    config = pv.Config().merged(layer, name)
+    return Variant(name, config, reference == "click", later == "middle", backwards)
 
 
 def middle_of(mask: np.ndarray[Any, np.dtype[np.bool_]]) -> tuple[int, int]:
@@ -173,6 +190,7 @@ def _run_variant(
         stored = json.loads(record.read_text())
         if stored.pop("key") == key:
             return ClipRun(**stored)
+    clip = variant.order(clip)
     tracker = pv.Tracker(encoder, decoder, variant.config.personalize, variant.config.track)
     labels = first_labels(clip, merge_objects=options.merge_objects)
     later = {}
@@ -186,10 +204,11 @@ def _run_variant(
         pv.open_source(clip.frame_folder) as source,
         pv.PalettePngSink(folder, overwrite=True) as sink,
     ):
-        first = next(source)
+        ordered = variant.frames(source)
+        first = next(ordered)
         if variant.click:
             labels = clicked(labels, tracker, first.image_rgb)
-        frames = chain([first], source)
+        frames = chain([first], ordered)
         track, calls = variant.config.track, encoder.use.calls
         overlapping = bool(later) or track.keyframe_interval > 1 or track.look_back > 0
         if overlapping:  # several runs of the encoder are for the start
@@ -356,9 +375,11 @@ def main() -> None:
         "settings": {variant.name: asdict(variant.config) for variant in variants},
     }
     print(write_report(runs, options.baseline, about, options.output, halves=options.halves))
-    for name in (options.sheets or "").split(","):
-        if name:
-            write_sheets(name, [run for run in runs if run.variant == name], clips, options.output)
+    for variant in variants:
+        if variant.name in (options.sheets or "").split(","):
+            own = [run for run in runs if run.variant == variant.name]
+            ordered = [variant.order(clip) for clip in clips]
+            write_sheets(variant.name, own, ordered, options.output)
 
 
 if __name__ == "__main__":
