@@ -18,6 +18,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as persam-video does, before torch is loaded
@@ -39,8 +40,7 @@ def operations(image_rgb: UInt8Array, config: pv.EncoderConfig) -> int:
 
     Counted in float32, where every operation is one that the counter knows.
     """
-    settings = pv.Config(encoder=config).merged({"encoder": {"dtype": "float32"}}, "limits.py")
-    encoder, _ = pv.load_sam(settings.encoder)
+    encoder, _ = pv.load_sam(replace(config, dtype="float32"))
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         encoder.encode(image_rgb)
     return int(counter.get_total_flops())
