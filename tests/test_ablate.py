@@ -68,20 +68,22 @@ def test_read_variants_shipped_file_is_legal() -> None:
     assert variants["later_mask_look_back"].config.track.look_back == 128
 
 
-def test_backwards_clip_begins_with_the_last_frame_and_its_mask() -> None:
+def test_backwards_clip_begins_with_the_last_frame_that_has_a_mask(tmp_path: Path) -> None:
     from ablate import read_variants
 
-    variants = {v.name: v for v in read_variants(TOOLS / "ablation.toml", "default,backwards")}
-    frames = [pv.Frame(i, i / 24, np.full((4, 4, 3), i, np.uint8), f"{i}.jpg") for i in range(3)]
-    paths = tuple(Path(f"{i}.jpg") for i in range(3))
-    clip = DavisClip("clip", Path(), paths, paths)
-    for name, values in (("default", [0, 1, 2]), ("backwards", [2, 1, 0])):
-        ordered = list(variants[name].frames(frames))
-        assert [frame.index for frame in ordered] == [0, 1, 2]
-        assert [frame.image_rgb[0, 0, 0] for frame in ordered] == values
-        for files in (variants[name].order(clip).frames, variants[name].order(clip).annotations):
-            assert [int(path.stem) for path in files] == values
-            assert [frame.name for frame in ordered] == [path.name for path in files]
+    default, backwards = read_variants(TOOLS / "ablation.toml", "default,backwards")
+    frames = [pv.Frame(i, i / 24, np.full((4, 4, 3), i, np.uint8), f"{i}.png") for i in range(4)]
+    paths = tuple(tmp_path / f"{i}.png" for i in range(4))
+    for i, path in enumerate(paths):
+        pv.write_label_map(path, np.full((4, 4), 2 * (i < 3), np.uint8))
+    clip = DavisClip("clip", tmp_path, paths, paths)
+    for variant, values in ((default, [0, 1, 2, 3]), (backwards, [2, 1, 0])):
+        ordered = variant.order(clip)
+        assert [int(path.stem) for path in ordered.frames] == values
+        assert ordered.annotations == ordered.frames
+        given = list(variant.frames(iter(frames), ordered))
+        assert [frame.index for frame in given] == list(range(len(values)))
+        assert [frame.image_rgb[0, 0, 0] for frame in given] == values
 
 
 @pytest.mark.parametrize(

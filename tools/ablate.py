@@ -32,7 +32,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ class Variant:
         config: All settings.
         click: Start from one click in the place of the first mask.
         later_mask: The mask of the middle frame is given as well.
-        backwards: From the last frame, whose mask is given, to the first.
+        backwards: From the last frame that has a mask, which is given, to the first.
     """
 
     name: str
@@ -91,12 +91,20 @@ class Variant:
         """The clip in the order that its frames are given in."""
         if not self.backwards:
             return clip
-        return replace(clip, frames=clip.frames[::-1], annotations=clip.annotations[::-1])
+        end = len(clip.annotations)
+        while not pv.read_label_map(clip.annotations[end - 1]).any():
+            end -= 1
+        return replace(
+            clip, frames=clip.frames[:end][::-1], annotations=clip.annotations[:end][::-1]
+        )
 
-    def frames(self, source: Iterable[pv.Frame]) -> Iterator[pv.Frame]:
-        """A clip's frames in that order, numbered anew."""
-        ordered = reversed(list(source)) if self.backwards else source
-        return (replace(frame, index=index) for index, frame in enumerate(ordered))
+    def frames(self, source: Iterable[pv.Frame], clip: DavisClip) -> Iterator[pv.Frame]:
+        """The frames of a clip in that order, numbered anew."""
+        if not self.backwards:
+            yield from source
+            return
+        for index, frame in enumerate(reversed(list(islice(source, len(clip.frames))))):
+            yield replace(frame, index=index)
 
 
 def version() -> str:
@@ -204,7 +212,7 @@ def _run_variant(
         pv.open_source(clip.frame_folder) as source,
         pv.PalettePngSink(folder, overwrite=True) as sink,
     ):
-        ordered = variant.frames(source)
+        ordered = variant.frames(source, clip)
         first = next(ordered)
         if variant.click:
             labels = clicked(labels, tracker, first.image_rgb)
