@@ -24,6 +24,7 @@ from persam_video.personalize.target import Target
 from persam_video.references.prompts import parse_prompts
 from persam_video.sam.decoder import SamDecoder
 from persam_video.sam.models import load_sam
+from persam_video.tracking import propagation
 from persam_video.tracking.aggregation import label_map, soft_aggregate
 from persam_video.tracking.features import FrameFeatures
 from persam_video.tracking.lesson import Lesson
@@ -208,6 +209,7 @@ def test_tracker_many_objects_take_turns_to_learn(
         update(self, *lesson)
 
     monkeypatch.setattr(TargetModel, "update", noted)
+    monkeypatch.setattr(propagation, "_LESSONS", 4)
     tracker.start(frame, labels)
     turns = []
     for index in range(1, 4):  # it stays where it is
@@ -220,7 +222,10 @@ def test_tracker_many_objects_take_turns_to_learn(
     assert turns == [[1, 2, 3, 4], [1, 2, 5, 6], [1, 2, 3, 4]]
 
 
-def test_turns_to_learn_go_to_those_who_waited_and_to_all_who_never_learnt() -> None:
+def test_turns_to_learn_go_to_those_who_waited_and_to_all_who_never_learnt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(propagation, "_LESSONS", 4)
     objects = [some_object(i, torch.ones(4, 4)) for i in range(1, 10)]
     for obj in objects:
         obj.model = TargetModel(TrackConfig())

@@ -43,8 +43,9 @@ _ALIKE = 0.5
 _NEARLY = -0.5
 """Score of the target model from which on a cell away from the object looks like it."""
 
-_LESSONS = 4
-"""Most objects that learn from one frame, once they have learnt a first time; more take turns."""
+_LESSONS = 8
+"""Most objects that learn from one frame, once they have learnt a first time; more take turns. With
+less of them masks of objects that change fast get worse."""
 
 _GAP = 2
 """128ths of the input's side by which parts of one place are grown, so that those nearer than twice
