@@ -125,7 +125,8 @@ def test_cached_encoder_gives_the_same_maps_and_encodes_once(
         for kept, stage in zip(embedding.stages, exact.stages, strict=True):
             assert kept.shape == stage.shape
             rows = -(-embedding.input_hw[0] * stage.shape[2] // 256)
-            torch.testing.assert_close(kept[:, :, :rows], stage[:, :, :rows], rtol=1e-2, atol=2e-3)
+            true = stage[:, :, :rows].float()  # what is kept comes back in float32
+            torch.testing.assert_close(kept[:, :, :rows], true, rtol=1e-2, atol=2e-3)
     padded = cached.with_padding().encode(image)
     assert padded.padding and not embedding.padding
     assert (cached.use.calls, cached.use.misses) == (2, 1)
