@@ -45,7 +45,7 @@ _NEARLY = -0.5
 
 _LESSONS = 8
 """Most objects that learn from one frame, once they have learnt a first time; more take turns. With
-less of them masks of objects that change fast get worse."""
+fewer, the masks of objects that change fast get worse."""
 
 _GAP = 2
 """128ths of the input's side by which parts of one place are grown, so that those nearer than twice
