@@ -303,3 +303,32 @@ def test_limits_tool_counts_the_encoders_operations(
     assert large["share_of_peak"] == pytest.approx(
         large["operations_per_s"] / large["peak_operations_per_s"], rel=0.5
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["clip/00000.png", "--sizes", "256,x"], 2, "a whole number from 1 on is needed, got 'x'"),
+        (["clip/00000.png", "--rounds", "0"], 2, "a whole number from 1 on is needed, got '0'"),
+        (["none.png"], "limits.py: error: ", "none.png"),
+        (["clip/00000.png", "--model", "vit_x"], "limits.py: error: ", "vit_x"),
+    ],
+)
+def test_limits_tool_bad_input_is_told(
+    workplace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: int | str,
+    told: str,
+) -> None:
+    from limits import main
+
+    monkeypatch.setattr("sys.argv", ["limits.py", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    if isinstance(code, int):
+        assert stopped.value.code == code
+        assert told in capsys.readouterr().err
+    else:
+        assert str(stopped.value.code).startswith(code) and told in str(stopped.value.code)

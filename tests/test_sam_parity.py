@@ -490,26 +490,30 @@ def official_sam(sizes: VitSizes) -> Sam:
     return sam
 
 
+def cut_down(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Sam, EncoderConfig]:
+    """A cut-down model, and the settings that load it from its file."""
+    sizes = CUT_DOWN[name]
+    monkeypatch.setitem(MODELS, name, dataclasses.replace(MODELS[name], vit=sizes))
+    official, file = official_sam(sizes), folder / f"sam_{name}.pth"
+    torch.save(official.state_dict(), file)
+    return official, EncoderConfig(model=name, checkpoint=str(file), device="cpu", dtype="float32")
+
+
 @pytest.mark.parametrize("name", CUT_DOWN)
 def test_load_sam_vit_checkpoint_equals_segment_anything(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes = CUT_DOWN[name]
-    monkeypatch.setitem(MODELS, name, dataclasses.replace(MODELS[name], vit=sizes))
-    official, file = official_sam(sizes), tmp_path / f"sam_{name}.pth"
-    torch.save(official.state_dict(), file)
+    official, config = cut_down(name, tmp_path, monkeypatch)
     predictor = SamPredictor(official)
     predictor.set_image(scene(330, 500))
 
-    encoder, decoder = load_sam(
-        EncoderConfig(model=name, checkpoint=str(file), device="cpu", dtype="float32")
-    )
+    encoder, decoder = load_sam(config)
     embedding = encoder.encode(scene(330, 500))
     click = PromptBatch(torch.tensor([[[360.0, 270.0]]]), torch.tensor([[1]]))
     got = decoder.decode(embedding, click)
 
     assert isinstance(encoder.backbone, VitBackbone)
-    assert [tuple(s.shape) for s in embedding.stages] == [(1, sizes.embed_dim, 64, 64)] * 2
+    assert [tuple(s.shape) for s in embedding.stages] == [(1, CUT_DOWN[name].embed_dim, 64, 64)] * 2
     assert embedding.neck.shape == (1, 256, 64, 64)
     assert relative_error(embedding.neck, predictor.features) < 1e-5
     _, rating, low = predictor.predict_torch(click.points_xy, click.point_labels)
@@ -522,13 +526,8 @@ def test_track_follows_an_object_by_the_maps_of_a_vit(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # SAM's decoder, of random weights too, has nothing to say: it is the maps that tell.
-    sizes = CUT_DOWN[name]
-    monkeypatch.setitem(MODELS, name, dataclasses.replace(MODELS[name], vit=sizes))
-    file = tmp_path / f"sam_{name}.pth"
-    torch.save(official_sam(sizes).state_dict(), file)
-    tracker = Tracker(
-        *load_sam(EncoderConfig(model=name, checkpoint=str(file), device="cpu", dtype="float32"))
-    )
+    _, config = cut_down(name, tmp_path, monkeypatch)
+    tracker = Tracker(*load_sam(config))
     rows, columns = np.mgrid[:240, :426]
     background = (100 + 40 * np.sin(rows / 17) + 40 * np.cos(columns / 23)).astype(np.uint8)
     for index in range(4):

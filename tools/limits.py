@@ -6,8 +6,8 @@ r"""How far is the image encoder from what the processor can do at all? A limit 
 Its operations are counted (multiplications and additions of convolutions, matrix products and
 attention, of the whole frame); the peak is what one large matrix product does per second in the
 same number format, on the same threads, in turns with the encoder, so that a busy machine slows
-both. The share says how much of the peak the encoder uses: no kernels could make it faster than one
-over that, and fewer operations are the only way beyond. Prints JSON.
+both. The share is how much of the peak the encoder uses: with as many operations it can be at most
+one over the share times as fast. Prints JSON.
 """
 
 from __future__ import annotations
@@ -54,7 +54,13 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def measure(image_rgb: UInt8Array, config: pv.EncoderConfig, rounds: int) -> dict[str, object]:
-    """The encoder against the peak, in turns; medians over the rounds."""
+    """The encoder against the peak, in turns; medians over the rounds.
+
+    Args:
+        image_rgb: (H, W, 3) uint8 RGB.
+        config: Of the encoder, with its input size.
+        rounds: At least 1.
+    """
     encoder, decoder = pv.load_sam(config)
     dtype = decoder.dtype  # the network's
     a, b = torch.randn(_SIDE, _SIDE).to(dtype), torch.randn(_SIDE, _SIDE).to(dtype)
@@ -79,31 +85,49 @@ def measure(image_rgb: UInt8Array, config: pv.EncoderConfig, rounds: int) -> dic
     }
 
 
+def whole_number(text: str) -> int:
+    """An option's value of at least 1."""
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"a whole number from 1 on is needed, got {text!r}")
+    return int(text)
+
+
+def whole_numbers(text: str) -> list[int]:
+    """Such values with commas."""
+    return [whole_number(part) for part in text.split(",")]
+
+
 def main() -> None:
-    """Print what was measured as JSON."""
+    """Print what was measured as JSON; exit code 1 on an error, 2 on wrong usage."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("frame", type=Path, help="a picture")
     parser.add_argument("--model", default="vit_t", help="default %(default)s")
-    parser.add_argument("--sizes", default="832,1280", help="input sizes (default %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="default %(default)s")
-    parser.add_argument("--rounds", type=int, default=9, help="default %(default)s")
+    parser.add_argument(
+        "--sizes", type=whole_numbers, default=[832, 1280], help="input sizes (default 832,1280)"
+    )
+    parser.add_argument("--threads", type=whole_number, default=1, help="default %(default)s")
+    parser.add_argument("--rounds", type=whole_number, default=9, help="default %(default)s")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    with pv.open_source(options.frame) as source:
-        image_rgb = next(source).image_rgb
-    configs = [
-        resolved(pv.EncoderConfig(model=options.model, device="cpu", input_size=int(size)))
-        for size in options.sizes.split(",")
-    ]
+    try:
+        with pv.open_source(options.frame) as source:
+            image_rgb = next(source).image_rgb
+        configs = [
+            resolved(pv.EncoderConfig(model=options.model, device="cpu", input_size=size))
+            for size in options.sizes
+        ]
+        sizes = [measure(image_rgb, config, options.rounds) for config in configs]
+    except pv.PersamError as error:
+        raise SystemExit(f"limits.py: error: {error}") from error
     report = {
         "commit": commit(),
         "machine": machine(),
         "versions": versions(),
         "threads": options.threads,
         "frame_hw": image_rgb.shape[:2],
-        "sizes": [measure(image_rgb, config, options.rounds) for config in configs],
+        "sizes": sizes,
     }
     print(json.dumps(report, indent=1))
 

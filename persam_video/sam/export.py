@@ -112,9 +112,6 @@ def write_export(
         raise ConfigError("int8 needs frames to be calibrated on, got none")
     folder = folder.absolute()
     check_folder(folder)
-    packages = ["persam-video", "torch", format_name]
-    if precision == "int8":
-        packages.append("nncf" if format_name == "openvino" else "onnxruntime")
     export = Export(
         model,
         format_name,
@@ -124,7 +121,7 @@ def write_export(
         weights_digest(backbone),
         weights_source,
         calibration_source if precision == "int8" else "",
-        {package: version(package) for package in packages},
+        _versions(format_name, precision),
     )
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
@@ -139,6 +136,14 @@ def write_export(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return export
+
+
+def _versions(format_name: str, precision: str) -> dict[str, str]:
+    """Package -> version, of those that an export comes from."""
+    packages = ["persam-video", "torch", format_name]
+    if precision == "int8":
+        packages.append("nncf" if format_name == "openvino" else "onnxruntime")
+    return {package: version(package) for package in packages}
 
 
 def check_folder(folder: Path) -> None:

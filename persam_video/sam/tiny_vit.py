@@ -171,10 +171,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, tokens, dim = x.shape
         # TinyViT stores q, k and v of one head side by side: (heads, 3 * C / heads).
-        qkv = (
-            _linear(self.qkv, self.norm(x)).view(batch, tokens, self.num_heads, -1).transpose(1, 2)
-        )
-        query, key, value = qkv.chunk(3, dim=-1)
+        qkv = _linear(self.qkv, self.norm(x)).view(batch, tokens, self.num_heads, -1)
+        query, key, value = qkv.transpose(1, 2).chunk(3, dim=-1)
         if _in_bfloat16(x):
             mixed = _attention_in_bfloat16(query, key, value, self.attention_bias)
         else:
