@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from persam_video.tracking.camera import ONE_PLANE, Camera
 from persam_video.tracking.grid import over_square
 from persam_video.tracking.passing import Passing
 from persam_video.types import BoolArray, Embedding, Float32Array, UInt8Array
@@ -56,17 +57,8 @@ _AS_FAR_AS = 12
 _STRANGE = 0.05, 0.15
 """Changed area farther off, in areas of the object, up to which changes are believed, and from
 which not: it may be of the object, but is more than could be told from smoke."""
-_ONE_PLANE = 0.3, 0.6
+_ONE_PLANE = ONE_PLANE, 0.6
 """Share of the corners that move with the homography at which it is not believed, and is."""
-_CORNERS, _FEWEST_CORNERS = 120, 12
-"""Corners followed, and the fewest that have to move with a homography: between pictures of two places
-five or six of those found there and back do by chance."""
-_BETWEEN_CORNERS, _OFF_PLANE = 7.0, 1.5
-"""Pixels between two corners at least, and that one may be off the homography by."""
-_FLOW_RADIUS = 10
-"""Pixels around a corner by which it is found again."""
-_SAME_CORNER = 1.0
-"""Pixels that a corner may be off its place after it was followed there and back."""
 _EDGE_RADIUS = 3
 """Pixels around one that are its nearby."""
 _BLUR = 1.0
@@ -128,7 +120,7 @@ class Background:
         self._objects: BoolArray = np.zeros((0, 0), np.bool_)
         self._inside: BoolArray = np.zeros((0, 0), np.bool_)
         self._empty: BoolArray = np.zeros((0, 0), np.bool_)
-        self._camera = np.eye(3)  # homography between the latest two frames that have one
+        self._camera = Camera(self._scale)
         self._passing = Passing()
         self._false_alarms = _DISTRUST
         self._restless: float | None = None
@@ -150,15 +142,13 @@ class Background:
         stayed = np.ones(shape, np.bool_)
         moved, one_plane = None, 0.0
         if old is not None and old.gray.shape == shape:
-            moved, one_plane = _camera_motion(
-                old.gray, gray, ~self._objects, self._scale, self._camera
-            )
+            moved, one_plane = self._camera.motion(old.gray, gray, ~self._objects)
             apart = _apart(old.colours, colours)
             of_late = apart if self._restless is None else self._restless
             self.cut = moved is None and apart > _CUT * max(of_late, _CUT_NOISE)
             self._restless = of_late + _CUT_LEARNT * (apart - of_late)
-        if moved is not None or self.cut:
-            self._camera = np.eye(3) if moved is None else moved
+        if self.cut:
+            self._camera.forget()
         if moved is None:
             self._mean, self._spread = colours.copy(), np.full(shape, _NOISE, np.float32)
             self._known, self._objects = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
@@ -287,60 +277,6 @@ def _reduced(image_rgb: UInt8Array, longest: int, blur: float) -> tuple[UInt8Arr
     colours = cv2.GaussianBlur(lab, (0, 0), blur)
     gray = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
     return np.asarray(gray, np.uint8), np.asarray(colours, np.float32)
-
-
-def _camera_motion(
-    before: UInt8Array,
-    after: UInt8Array,
-    background: BoolArray,
-    scale: float,
-    expected: NDArray[np.float64],
-) -> tuple[NDArray[np.float64] | None, float]:
-    """Homography from one frame to the next and the share of the corners that move with it.
-
-    None where the two do not show the same place from nearby. Corners are followed forwards and
-    back, each way from where the ``expected`` homography takes them: in a fast pan many of them
-    are far off their old places, and end on something else.
-    """
-    corners = cv2.goodFeaturesToTrack(
-        before, _CORNERS, 0.005, scale * _BETWEEN_CORNERS, mask=background.astype(np.uint8) * 255
-    )
-    if corners is None or len(corners) < _FEWEST_CORNERS:
-        return None, 0.0
-    radius = round(scale * _FLOW_RADIUS)
-    back = np.asarray(np.linalg.inv(expected), np.float64)
-    found, seen = _followed(before, after, corners, radius, expected)
-    again, seen_again = _followed(after, before, found, radius, back)
-    same = np.linalg.norm(again - corners, axis=2)[:, 0] < scale * _SAME_CORNER
-    seen &= seen_again & same
-    if seen.sum() < _FEWEST_CORNERS:
-        return None, 0.0
-    moved, fits = cv2.findHomography(corners[seen], found[seen], cv2.RANSAC, scale * _OFF_PLANE)
-    share = float(fits.mean())
-    if moved is None or share < _ONE_PLANE[0] or fits.sum() < _FEWEST_CORNERS:
-        return None, 0.0
-    return np.asarray(moved, np.float64), share
-
-
-def _followed(
-    before: UInt8Array,
-    after: UInt8Array,
-    points: NDArray[Any],
-    radius: int,
-    expected: NDArray[np.float64],
-) -> tuple[NDArray[Any], BoolArray]:
-    """Where (n, 1, 2) points of one picture are in the next, and which of the n are found."""
-    side = 2 * radius + 1
-    found, status, _ = cv2.calcOpticalFlowPyrLK(
-        before,
-        after,
-        points,
-        cv2.perspectiveTransform(points, expected),
-        winSize=(side, side),
-        maxLevel=4,
-        flags=cv2.OPTFLOW_USE_INITIAL_FLOW,
-    )
-    return found, status[:, 0] > 0
 
 
 def _apart(before: Float32Array, after: Float32Array) -> float:
