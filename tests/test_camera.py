@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import cv2
 import numpy as np
 import pytest
@@ -31,7 +33,7 @@ def followed(frames: list[UInt8Array], background: BoolArray = EVERYTHING) -> li
     """By how much each frame's middle has moved to the right since the one before."""
     camera, shifts = Camera(1.0), []
     middle = np.array([[[WIDTH / 2, HEIGHT / 2]]])
-    for before, after in zip(frames, frames[1:], strict=False):
+    for before, after in itertools.pairwise(frames):
         moved, share = camera.motion(before, after, background)
         assert (moved is None) == (share == 0)
         shift = None if moved is None else cv2.perspectiveTransform(middle, moved) - middle
@@ -71,7 +73,7 @@ def test_corners_of_a_missed_object_are_not_the_camera() -> None:
     masked[140:250, 190:340] = False
     assert followed(frames[:3], masked) == pytest.approx([-30, -30], abs=0.2)
     camera = Camera(1.0)
-    for before, after in zip(frames[:2], frames[1:3], strict=True):
+    for before, after in itertools.pairwise(frames):
         camera.motion(before, after, masked)
     assert camera.motion(frames[2], frames[3], EVERYTHING) == (None, 0.0)
     # Without the motion before it would have been.
