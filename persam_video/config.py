@@ -95,9 +95,10 @@ class EncoderConfig(_Checked):
     )
     runtime: str = setting(
         "auto",
-        "what runs the image encoder on a CPU; auto = the fastest that is installed by a measured "
-        "table, torch on any other device",
-        choices=("auto", "torch", "onnxruntime", "openvino"),
+        "what runs the image encoder; onnxruntime and openvino run on a CPU, torch_compile "
+        "(torch.compile) warms up for a minute or more with each size of frame; auto = the fastest "
+        "that is installed by a measured table on a CPU, torch on any other device",
+        choices=("auto", "torch", "torch_compile", "onnxruntime", "openvino"),
     )
     exported: str | None = setting(
         None, "folder made by persam-video export; it says runtime and number format too"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from persam_video.config import EncoderConfig
 from persam_video.errors import CheckpointError, ConfigError
-from persam_video.sam import compilation, compiled, models, runtimes, tiny_vit
+from persam_video.sam import compilation, compiled, models, runtimes, tiny_vit, torch_compile
 from persam_video.sam.compilation import compile_backbone, open_engine
 from persam_video.sam.compiled import CompiledBackbone
 from persam_video.sam.conversion import converted, identity, write_onnx
@@ -26,6 +27,7 @@ from persam_video.sam.decoder import PromptBatch
 from persam_video.sam.image_encoder import VitBackbone
 from persam_video.sam.models import load_sam
 from persam_video.sam.tiny_vit import TinyViT
+from persam_video.sam.torch_compile import TorchCompiled
 from persam_video.types import UInt8Array
 
 CPU = torch.device("cpu")
@@ -129,6 +131,42 @@ def test_encoder_called_from_two_threads_mixes_nothing_up(runtime: str, engines:
     with ThreadPoolExecutor(3) as pool:
         together = list(pool.map(lambda x: network(x)[0], pictures))
     assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+def test_encoder_by_torch_compile_equals_torch(
+    backbone: TinyViT, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = TorchCompiled(backbone)
+    x = torch.randn(1, 3, *SIZES[0], generator=torch.Generator().manual_seed(0))
+    for _ in range(2):
+        neck, stages = network(x)
+        expected_neck, expected_stages = backbone(x)
+        for got, expected in zip((neck, *stages), (expected_neck, *expected_stages), strict=True):
+            assert relative_error(got, expected) < TOLERANCE["float32"]
+    told = [r.getMessage() for r in caplog.records if r.name == torch_compile.__name__]
+    assert told[0] == "torch.compile: compiling for inputs of 256x80, once per run"
+    assert len(told) == 2  # when it begins and how long it took, of the first call alone
+
+
+def test_torch_compile_that_fails_says_what_does_not(backbone: TinyViT) -> None:
+    def broken(*_: object) -> None:
+        raise OSError("no compiler")
+
+    network = TorchCompiled(backbone, backend=broken)
+    with pytest.raises(ConfigError, match=r"torch_compile does not work here .*; runtime torch do"):
+        network(torch.zeros(1, 3, *SIZES[0]))
+
+
+@pytest.mark.needs_weights
+def test_torch_compile_is_loaded_as_asked(vit_t_weights: Path) -> None:
+    config = EncoderConfig(device="cpu", dtype="float32", runtime="torch_compile", input_size=256)
+    assert models.resolved(config).runtime == "torch_compile"
+    encoder, _ = load_sam(config, progress=False)
+    assert isinstance(encoder.backbone, TorchCompiled)
+    assert not encoder.encodes_parts  # each of their sizes would be compiled
+    assert encoder.encode_at_once == 1
 
 
 @pytest.mark.slow

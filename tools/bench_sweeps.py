@@ -131,8 +131,9 @@ class Window:
         track: Median seconds from one frame to the next, decoding overlapped.
         encode: Median seconds of the bare encoder on the same frames.
         resident: Resident memory at its end in bytes; None where the system does not tell.
-        peak_memory: Most resident memory since tracking began, loading left out where possible.
-        peak_gpu_memory: Most memory of tensors on the GPU since then; None without one.
+        peak_memory: Most resident memory in the last 100 frames, or those since the window before,
+            where the system can tell; else in the whole process so far.
+        peak_gpu_memory: Most memory of tensors on the GPU in these; None without one.
         score: J and F of these frames; None without ground truth.
     """
 
@@ -156,8 +157,8 @@ def long_run(
     """Follow objects through a looped clip as long as the longest of ``lengths``.
 
     Everything runs as in ``persam-video track``. At frame 100 and at the end of every length the
-    last frames are looked at, and encoded alone as well, so that a machine that gets slower over
-    the time is not taken for a tracker that does.
+    last ten frames are looked at, and encoded alone as well, so that a machine that gets slower
+    over the time is not taken for a tracker that does.
 
     Args:
         open_clip: Opens the clip anew for every turn of the loop.
@@ -179,8 +180,7 @@ def long_run(
                 yield frame, result
                 begun = time.perf_counter()
 
-    forget_peak()
-    forget_peak_gpu_memory()
+    forget_peaks()
     with tempfile.TemporaryDirectory(prefix="persam_video-") as folder:
         overlay = pv.OverlayVideoSink(Path(folder) / "overlay.mp4", None)
         pv.write_results(watched(), [pv.PalettePngSink(Path(folder) / "masks"), overlay])
@@ -218,6 +218,8 @@ class _Watch:
         """A frame's result, which took so long."""
         count = frame.index + 1
         end = next(end for end in self._ends if end >= count)
+        if count == end - EARLY + 1:
+            forget_peaks()
         if count > end - WINDOW:
             self._track_s.append(seconds)
             self._encode_s.append(_encoding(self._tracker, frame))
@@ -229,6 +231,7 @@ class _Watch:
             self.windows.append(Window(end, track, encode, *memory, None))
             self._tell(f"lengths: frame {count} of {self._ends[-1]}")
             self._track_s, self._encode_s = [], []
+            forget_peaks()
 
     def scored(self, truth: Truth, names: list[str], size_hw: tuple[int, int]) -> list[Window]:
         """The windows with their scores; ``names`` are those of the clip's frames."""
@@ -253,6 +256,12 @@ def _encoding(tracker: pv.Tracker, frame: pv.Frame) -> float:
     begun = time.perf_counter()
     float(tracker.encode(frame.image_rgb, tracker.planned[0]).neck.flatten()[0])
     return time.perf_counter() - begun
+
+
+def forget_peaks() -> None:
+    """Let the largest memory be looked for from here on."""
+    forget_peak()
+    forget_peak_gpu_memory()
 
 
 def resident_bytes() -> int | None:

@@ -16,6 +16,7 @@ import persam_video as pv
 from persam_video.sam.compiled import CompiledBackbone
 from persam_video.sam.decoder import cells_of_picture
 from persam_video.sam.image_encoder import SamImageEncoder
+from persam_video.sam.torch_compile import TorchCompiled
 from persam_video.types import Embedding, Float32Array, UInt8Array
 
 _CELL = 16
@@ -61,12 +62,16 @@ class CachedEncoder:
         self._encoder = encoder
         code = code_version("sam/image_encoder.py", "sam/tiny_vit.py", "geometry.py")
         key = hashlib.sha256(code.encode())
-        if isinstance(encoder.backbone, nn.Module):
-            for parameter in encoder.backbone.parameters():
-                key.update(parameter.detach().float().cpu().numpy().tobytes())
+        backbone = encoder.backbone
+        if isinstance(backbone, CompiledBackbone):
+            key.update(backbone.identity.encode())
         else:
-            assert isinstance(encoder.backbone, CompiledBackbone)
-            key.update(encoder.backbone.identity.encode())
+            if isinstance(backbone, TorchCompiled):
+                key.update(b"torch_compile")
+                backbone = backbone.module
+            assert isinstance(backbone, nn.Module)
+            for parameter in backbone.parameters():
+                key.update(parameter.detach().float().cpu().numpy().tobytes())
         self._folder = folder / key.hexdigest()[:12]
         self._folder.mkdir(parents=True, exist_ok=True)
         self.use = Use()

@@ -79,6 +79,9 @@ def kinds(options: argparse.Namespace) -> dict[str, Kind]:
     for precision in ("float32", "bfloat16"):
         name = f"torch {precision}"
         found[name] = Kind(settings(runtime="torch", dtype=precision), name)
+    for precision in ("float32", "bfloat16"):
+        chosen = settings(runtime="torch_compile", dtype=precision)
+        found[f"torch_compile {precision}"] = Kind(chosen, f"torch {precision}")
     own = f"torch {resolved(settings(runtime='torch')).dtype}"
     for runtime, precisions in PRECISIONS.items():
         if not is_installed(runtime):

@@ -24,6 +24,7 @@ from persam_video.sam.machine import multiplies_bfloat16
 from persam_video.sam.registry import model_info
 from persam_video.sam.runtimes import choose_runtime
 from persam_video.sam.tiny_vit import TinyViT
+from persam_video.sam.torch_compile import TorchCompiled
 
 logger = logging.getLogger(__name__)
 
@@ -69,11 +70,12 @@ def load_sam(config: EncoderConfig, *, progress: bool = True) -> tuple[SamImageE
     decoder = SamDecoder(sam.prompt_encoder, sam.mask_decoder.to(decoder_dtype))
     logger.info("%s on %s, %s, %s, input %d", config.model, device, dtype, runtime, input_size)
     network: Backbone | None = None
-    if runtime != "torch":
+    if runtime not in ("torch", "torch_compile"):
         chosen = config.runtime != "auto" or config.exported is not None
         network = _compiled(backbone, runtime, dtype, config.exported, chosen)
     if network is None:
-        network = backbone.to(dtype=dtype).to(memory_format=torch.channels_last)
+        backbone = backbone.to(dtype=dtype).to(memory_format=torch.channels_last)
+        network = TorchCompiled(backbone) if runtime == "torch_compile" else backbone
     else:
         dtype = torch.float32  # what it takes, whatever it computes in
     encoder = SamImageEncoder(

@@ -49,7 +49,7 @@ def choose_runtime(config: EncoderConfig, device: torch.device, dtype: torch.dty
         if device.type != "cpu" or config.model != DEFAULT_MODEL:
             return "torch"
         return _fastest(precision)
-    if config.runtime != "torch":
+    if config.runtime not in ("torch", "torch_compile"):
         _check(config.runtime, device, precision)
     return config.runtime
 

@@ -156,7 +156,7 @@ class Background:
             self._false_alarms = _DISTRUST
         else:
             assert old is not None
-            stayed = _distance(colours, _warped(old.colours, moved)) < _CHANGING * _NOISE
+            stayed = _nearer_than(_CHANGING * _NOISE, colours, _warped(old.colours, moved))
             self._mean = _warped(self._mean, moved)
             masks = self._known, self._objects, self._inside, self._empty
             together = _warped(np.stack([self._spread, *masks], axis=2, dtype=np.float32), moved)
@@ -304,10 +304,11 @@ def _difference(colours: Float32Array, mean: Float32Array) -> Float32Array:
     return np.sqrt(nearest, out=nearest)
 
 
-def _distance(a: Float32Array, b: Float32Array) -> Float32Array:
-    """(h, w) float32 distance between the colours of two pictures."""
-    apart = a - b
-    return np.asarray(np.sqrt(np.einsum("hwc,hwc->hw", apart, apart)), np.float32)
+def _nearer_than(distance: float, a: Float32Array, b: Float32Array) -> BoolArray:
+    """(h, w) bool, where the colours of two pictures differ by less."""
+    apart = cv2.absdiff(a, b)
+    cv2.multiply(apart, apart, apart)
+    return np.asarray(cv2.transform(apart, np.ones((1, 3), np.float32)) < distance**2)
 
 
 def _warped(picture: Float32Array, moved: NDArray[np.float64]) -> Float32Array:
