@@ -211,6 +211,30 @@ def test_a_cut_is_told_from_motion_and_from_restless_pictures() -> None:
         assert not background.cut
 
 
+def test_a_jolt_of_the_camera_is_no_cut() -> None:
+    wall = np.repeat(np.repeat(scenery()[:, :WIDTH], 3, axis=0), 3, axis=1)
+    for jolt in (20, 40):
+        background = Background()
+        for left in (0, 0, 0, jolt, jolt):
+            background.look(wall[:288, left : left + 512])
+            background.learn(np.zeros((288, 512), np.uint8))
+            assert not background.cut
+
+
+def test_frames_of_another_size_forget_the_camera() -> None:
+    """It has panned fast, and stands still in the pictures of the other size."""
+    wall = np.repeat(np.repeat(scenery(), 2, axis=0), 2, axis=1)
+    background = Background()
+    for left in (0, 30, 80, 130, 180):
+        background.look(wall[:280, left : left + 500])
+        background.learn(np.zeros((280, 500), np.uint8))
+    small = scenery()[:, :WIDTH]
+    for _ in range(6):
+        change = background.look(small).votes
+        background.learn(labels_of(NOTHING))
+    assert change.mean() < -0.9
+
+
 def test_frames_of_another_size_start_anew() -> None:
     background = settled([scenery()[:, :WIDTH]] * 10)
     change = background.look(scenery()[:100, :200]).votes

@@ -61,31 +61,64 @@ def test_what_is_drawn_over_the_picture_is_no_background() -> None:
     assert followed(frames[7:]) == pytest.approx([0], abs=0.5)
 
 
-def test_corners_of_a_missed_object_are_not_the_camera() -> None:
-    """The background is blurred by its motion, the object moves along with the camera."""
-    frames = pan([0, 30, 60, 90])
+@pytest.mark.parametrize("speed", [12, 60, 100])
+def test_fast_pan_that_stops_is_followed(speed: int) -> None:
+    lefts = [*(speed * i for i in range(5)), *[4 * speed] * 4]
+    shifts = followed(pan(lefts))
+    assert shifts[4:] == pytest.approx([0] * 4, abs=0.3)
+
+
+@pytest.mark.parametrize("step", [0, 6])
+def test_corners_of_a_missed_object_are_not_the_camera(step: int) -> None:
+    """The background is blurred, and the object, which its mask lacks, moves unlike the camera."""
+    frames = pan([40 * i for i in range(4)])
     thing = texture(9, (90, 120), 2)
     for i, frame in enumerate(frames):
-        if i == 3:
+        if i >= 2:
             frame[:] = cv2.blur(frame, (151, 151))
-        frame[150:240, 200 + 2 * i : 320 + 2 * i] = thing
+        frame[150:240, 200 + step * i : 320 + step * i] = thing
+        if i >= 2:  # corners that cannot be followed
+            frame[:130] = texture(20 + i, (130, WIDTH), 2)
     masked = EVERYTHING.copy()
-    masked[140:250, 190:340] = False
-    assert followed(frames[:3], masked) == pytest.approx([-30, -30], abs=0.2)
+    masked[140:250, 190:420] = False
     camera = Camera(1.0)
-    for before, after in itertools.pairwise(frames[:3]):
-        camera.motion(before, after, masked)
+    shift = camera.motion(frames[0], frames[1], masked)[0]
+    assert shift is not None and shift[0, 2] == pytest.approx(-40, abs=0.5)
+    camera.motion(frames[1], frames[2], masked)
     assert camera.motion(frames[2], frames[3], EVERYTHING) == (None, 0.0)
-    # Without the motion before it would have been.
+    assert camera.same_place
+    # Without the motion before it is believed.
     moved, _ = Camera(1.0).motion(frames[2], frames[3], EVERYTHING)
+    middle = np.array([[[260.0 + 2 * step, 195.0]]])
     assert moved is not None
-    middle = np.array([[[260.0, 195.0]]])
-    assert np.abs(cv2.perspectiveTransform(middle, moved) - middle).max() < 4
+    assert np.abs(cv2.perspectiveTransform(middle, moved) - middle - [step, 0]).max() < 4
 
 
-def test_sudden_motion_of_everything_is_believed() -> None:
-    shifts = followed(pan([0, 0, 0, 40, 40]))
-    assert shifts == pytest.approx([0, 0, -40, 0], abs=0.3)
+def test_corners_that_end_on_something_else_do_not_count() -> None:
+    """Half of the second picture shows something new."""
+    one, other = pan([0, 0])
+    other[:, : WIDTH // 2] = texture(5, (HEIGHT, WIDTH // 2), 3, 10, 30)
+    moved, share = Camera(1.0).motion(one, other, EVERYTHING)
+    assert moved is not None
+    assert share > 0.85
+
+
+def test_nothing_is_left_out_while_the_camera_stands_still() -> None:
+    shifts = followed(pan([0] * 30 + [15, 30, 45]))
+    assert shifts == pytest.approx([0] * 29 + [-15] * 3, abs=0.3)
+
+
+@pytest.mark.parametrize("step", [12, 25, 40])
+def test_sudden_motion_of_everything_is_believed(step: int) -> None:
+    shifts = followed(pan([0, 0, 0, step, step]))
+    assert shifts == pytest.approx([0, 0, -step, 0], abs=0.3)
+
+
+def test_jolt_too_large_to_be_believed_shows_the_same_place() -> None:
+    camera = Camera(1.0)
+    for before, after in itertools.pairwise(pan([0, 0, 60])):
+        camera.motion(before, after, EVERYTHING)
+        assert camera.same_place
 
 
 def test_pictures_of_two_places_have_no_motion_between_them() -> None:

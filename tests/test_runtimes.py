@@ -25,6 +25,7 @@ from persam_video.sam.compiled import CompiledBackbone
 from persam_video.sam.conversion import converted, identity, write_onnx
 from persam_video.sam.decoder import PromptBatch
 from persam_video.sam.image_encoder import VitBackbone
+from persam_video.sam.machine import threads_taken
 from persam_video.sam.models import load_sam
 from persam_video.sam.tiny_vit import TinyViT
 from persam_video.sam.torch_compile import TorchCompiled
@@ -134,14 +135,16 @@ def test_encoder_called_from_two_threads_mixes_nothing_up(runtime: str, engines:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler")
 def test_encoder_by_torch_compile_equals_torch(
     backbone: TinyViT, caplog: pytest.LogCaptureFixture
 ) -> None:
+    torch._dynamo.reset()
     network = TorchCompiled(backbone)
     x = torch.randn(1, 3, *SIZES[0], generator=torch.Generator().manual_seed(0))
-    for _ in range(2):
-        neck, stages = network(x)
+    for threads in (1, 2):
+        with threads_taken(threads):
+            neck, stages = network(x)
         expected_neck, expected_stages = backbone(x)
         for got, expected in zip((neck, *stages), (expected_neck, *expected_stages), strict=True):
             assert relative_error(got, expected) < TOLERANCE["float32"]
@@ -150,12 +153,31 @@ def test_encoder_by_torch_compile_equals_torch(
     assert len(told) == 2  # when it begins and how long it took, of the first call alone
 
 
+def test_torch_compile_compiles_once_per_size(backbone: TinyViT) -> None:
+    compiled: list[int] = []
+
+    def count(graph: torch.fx.GraphModule, inputs: list[object]) -> object:
+        compiled.append(len(inputs))
+        return graph.forward
+
+    torch._dynamo.reset()
+    network, calls = TorchCompiled(backbone, backend=count), []
+    for size in (SIZES[0], SIZES[1], SIZES[0]):
+        for threads in (1, 2):
+            with threads_taken(threads):
+                network(torch.zeros(1, 3, *size))
+                network(torch.zeros(1, *size, 3).permute(0, 3, 1, 2))
+        calls.append(len(compiled))
+    assert 0 < calls[0] < calls[1] == calls[2]
+
+
 def test_torch_compile_that_fails_says_what_does_not(backbone: TinyViT) -> None:
     def broken(*_: object) -> None:
         raise OSError("no compiler")
 
+    torch._dynamo.reset()
     network = TorchCompiled(backbone, backend=broken)
-    with pytest.raises(ConfigError, match=r"torch_compile does not work here .*; runtime torch do"):
+    with pytest.raises(ConfigError, match=r"does not work here .*no compiler.*; runtime torch do"):
         network(torch.zeros(1, 3, *SIZES[0]))
 
 

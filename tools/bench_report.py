@@ -102,13 +102,13 @@ def _of_lengths(windows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         },
         f"{name}_memory": {
             "value": late["peak_memory"] / early["peak_memory"],
-            "means": "peak resident memory of 100 frames, late over early",
+            "means": "peak resident memory, late over early, of 100 frames each or fewer",
         },
     }
     if early["peak_gpu_memory"] and late["peak_gpu_memory"]:
         found[f"{name}_gpu_memory"] = {
             "value": late["peak_gpu_memory"] / early["peak_gpu_memory"],
-            "means": "peak memory on the GPU of 100 frames, late over early",
+            "means": "peak memory on the GPU, late over early, likewise",
         }
     return found
 

@@ -131,8 +131,8 @@ class Window:
         track: Median seconds from one frame to the next, decoding overlapped.
         encode: Median seconds of the bare encoder on the same frames.
         resident: Resident memory at its end in bytes; None where the system does not tell.
-        peak_memory: Most resident memory in the last 100 frames, or those since the window before,
-            where the system can tell; else in the whole process so far.
+        peak_memory: Most resident memory in the last 100 frames, or those since the window before;
+            in the whole process so far where the system cannot tell.
         peak_gpu_memory: Most memory of tensors on the GPU in these; None without one.
         score: J and F of these frames; None without ground truth.
     """
@@ -218,7 +218,7 @@ class _Watch:
         """A frame's result, which took so long."""
         count = frame.index + 1
         end = next(end for end in self._ends if end >= count)
-        if count == end - EARLY + 1:
+        if count == end - EARLY:
             forget_peaks()
         if count > end - WINDOW:
             self._track_s.append(seconds)

@@ -11,8 +11,9 @@ on processors, which other processes disturb less. Times are medians of ``encode
 (resizing too). A ratio is the median of the rounds' ratios to torch in the same number format, for
 int8 to torch in the format that "auto" takes here; the choice of ``--runtime auto`` rests on it.
 Errors are of the image embedding, relative to torch in float32. --calibrate adds int8, calibrated
-on that source (some minutes; kept in OUT for the next run). J&F is of all objects of a clip as one,
-from its first annotation, over the first --frames frames.
+on that source (some minutes; kept in OUT for the next run); --only "torch_compile bfloat16" adds
+torch.compile, which needs a C++ compiler and a minute or so to warm up. J&F is of all objects of a
+clip as one, from its first annotation, over the first --frames frames.
 
 OUT gets runtimes.json and runtimes.md.
 """
@@ -79,9 +80,11 @@ def kinds(options: argparse.Namespace) -> dict[str, Kind]:
     for precision in ("float32", "bfloat16"):
         name = f"torch {precision}"
         found[name] = Kind(settings(runtime="torch", dtype=precision), name)
-    for precision in ("float32", "bfloat16"):
-        chosen = settings(runtime="torch_compile", dtype=precision)
-        found[f"torch_compile {precision}"] = Kind(chosen, f"torch {precision}")
+        name = f"torch_compile {precision}"
+        if name in (options.only or ""):  # minutes of warm-up, and a compiler is needed
+            found[name] = Kind(
+                settings(runtime="torch_compile", dtype=precision), f"torch {precision}"
+            )
     own = f"torch {resolved(settings(runtime='torch')).dtype}"
     for runtime, precisions in PRECISIONS.items():
         if not is_installed(runtime):

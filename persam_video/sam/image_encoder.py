@@ -230,9 +230,9 @@ class SamImageEncoder:
             box = (left * across, top * down, (left + width) * across, (top + height) * down)
         resized = picture.resize((width, height), Image.Resampling.BILINEAR, box)
         pixels = torch.from_numpy(np.array(resized))
-        if self.device.type == "cuda":  # from pinned memory the copy need not be waited for
-            pixels = pixels.pin_memory().to(self.device, non_blocking=True)
-        pixels = pixels.to(self.device)
+        if self.device.type == "cuda":
+            pixels = pixels.pin_memory()  # from there a copy need not be waited for
+        pixels = pixels.to(self.device, non_blocking=self.device.type == "cuda")
         x = pixels.permute(2, 0, 1)[None].float().sub_(self._mean).div_(self._std)
         if self.padding:
             return F.pad(x, (0, self.input_size - width, 0, self.input_size - height))

@@ -69,7 +69,8 @@ def _fastest(precision: str) -> str:
 def _check(runtime: str, device: torch.device, precision: str) -> None:
     if device.type != "cpu":
         raise ConfigError(
-            f"runtime {runtime} is for the CPU, the device is {device.type}; legal there: torch"
+            f"runtime {runtime} is for the CPU, the device is {device.type}; legal there: torch, "
+            "torch_compile"
         )
     require_installed(runtime)
     if precision not in PRECISIONS[runtime]:

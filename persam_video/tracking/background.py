@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from persam_video.tracking.camera import ONE_PLANE, Camera
+from persam_video.tracking.camera import LEAST_SHARE, Camera
 from persam_video.tracking.grid import over_square
 from persam_video.tracking.passing import Passing
 from persam_video.types import BoolArray, Embedding, Float32Array, UInt8Array
@@ -57,8 +57,9 @@ _AS_FAR_AS = 12
 _STRANGE = 0.05, 0.15
 """Changed area farther off, in areas of the object, up to which changes are believed, and from
 which not: it may be of the object, but is more than could be told from smoke."""
-_ONE_PLANE = ONE_PLANE, 0.6
-"""Share of the corners that move with the homography at which it is not believed, and is."""
+_ONE_PLANE = LEAST_SHARE, 0.6
+"""Share of the corners, of those found there and back, that move with the homography at which it is
+not believed, and is."""
 _EDGE_RADIUS = 3
 """Pixels around one that are its nearby."""
 _BLUR = 1.0
@@ -145,9 +146,10 @@ class Background:
             moved, one_plane = self._camera.motion(old.gray, gray, ~self._objects)
             apart = _apart(old.colours, colours)
             of_late = apart if self._restless is None else self._restless
-            self.cut = moved is None and apart > _CUT * max(of_late, _CUT_NOISE)
+            differs = apart > _CUT * max(of_late, _CUT_NOISE)
+            self.cut = differs and not self._camera.same_place
             self._restless = of_late + _CUT_LEARNT * (apart - of_late)
-        if self.cut:
+        if self.cut or (old is not None and old.gray.shape != shape):
             self._camera.forget()
         if moved is None:
             self._mean, self._spread = colours.copy(), np.full(shape, _NOISE, np.float32)

@@ -1,7 +1,8 @@
 """How the camera has moved from one frame to the next, by corners off the objects.
 
 Corners are followed forwards and back, each way from where the last motion takes them: in a fast
-pan many are far off their old places, and end on something else. What is drawn over the picture (a
+pan many are far off their old places, and end on something else. Where few come back, they are
+followed from where they were, too, as the pan may have stopped. What is drawn over the picture (a
 station's logo, a score, a watermark) stays where it is while the camera moves, and when everything
 else is blurred it is all that can still be followed; so what has stayed in a pan is left out for a
 while. For the same reason a sudden change of the motion takes many corners to be believed.
@@ -18,14 +19,18 @@ from numpy.typing import NDArray
 
 from persam_video.types import BoolArray, UInt8Array
 
-ONE_PLANE = 0.3
-"""Share of the corners followed that move with one homography, from which on there is one."""
+LEAST_SHARE = 0.3
+"""Of the corners found there and back, those that move with one homography if there is one."""
 _CORNERS, _FEWEST = 120, 12
 """Corners followed, and the fewest that have to move with a homography: between pictures of two
 places five or six of those found there and back do by chance."""
-_APART, _OFF_PLANE, _OFF_PLACE = 7.0, 1.5, 1.0
+_BETWEEN, _OFF_HOMOGRAPHY, _OFF_BACK = 7.0, 1.5, 1.0
 """Pixels between two corners at least, that one may be off the homography by, and off its place
 after it was followed there and back."""
+_MANY = 0.5
+"""Share of the corners found there and back with which they need not be followed once more."""
+_SINGULAR = 1e-6
+"""Determinant below which a homography cannot be undone."""
 _QUALITY = 0.005
 """Of the best corner's strength, that one has at least."""
 _FLOW_RADIUS, _PYRAMID = 10, 4
@@ -57,6 +62,8 @@ class Camera:
         self._latest: NDArray[np.float64] = np.eye(3)
         self._since = math.inf  # frames since that motion; at any time before the first one
         self._drawn: UInt8Array = np.zeros((0, 0), np.uint8)  # frames for which it is left out
+        self.same_place = False
+        """Whether the latest two frames show one place, even if the motion is not believed."""
 
     def motion(
         self, before: UInt8Array, after: UInt8Array, background: BoolArray
@@ -69,26 +76,30 @@ class Camera:
             background: (h, w) bool, what is no object in the first one.
 
         Returns:
-            (3, 3) homography from the first to the next, and the share of the corners that could
-            be followed that moves with it. None and 0 where the two do not show the same place
-            from nearby.
+            (3, 3) homography from the first to the next, and the share of the corners found there
+            and back that move with it. None and 0 where the two do not show the same place from
+            nearby, or too few corners say so.
         """
         self._since += 1
+        self.same_place = False
         if self._drawn.shape != before.shape:
             self._drawn = np.zeros(before.shape, np.uint8)
         free = background & (self._drawn == 0)
         corners = cv2.goodFeaturesToTrack(
-            before, _CORNERS, _QUALITY, self._scale * _APART, mask=free.astype(np.uint8)
+            before, _CORNERS, _QUALITY, self._scale * _BETWEEN, mask=free.astype(np.uint8)
         )
         self._drawn -= self._drawn > 0
         if corners is None or len(corners) < _FEWEST:
             return None, 0.0
         tried = len(corners)
-        corners, found = self._followed(before, after, corners)
-        moved, share = self._fitted(corners, found, tried)
+        kept, found = _there_and_back(before, after, corners, self._latest, self._scale)
+        if len(kept) < _MANY * tried:
+            others = _there_and_back(before, after, corners, np.eye(3), self._scale)
+            kept, found = max((kept, found), others, key=lambda pair: len(pair[0]))
+        moved, share = self._fitted(kept, found, tried)
         if moved is not None:
             self._latest, self._since = moved, 0
-            self._leave_out(corners, found)
+            self._leave_out(kept, found)
         return moved, share
 
     def _fitted(
@@ -97,26 +108,17 @@ class Camera:
         """The homography from (n, 1, 2) corners to where they are found, see ``motion``."""
         if len(corners) < _FEWEST:
             return None, 0.0
-        moved, fits = cv2.findHomography(corners, found, cv2.RANSAC, self._scale * _OFF_PLANE)
-        share, count = float(fits.mean()), int(fits.sum())
-        if moved is None or share < ONE_PLANE or count < _FEWEST:
+        moved, fits = cv2.findHomography(corners, found, cv2.RANSAC, self._scale * _OFF_HOMOGRAPHY)
+        if moved is None or abs(np.linalg.det(moved)) < _SINGULAR:
             return None, 0.0
+        share, count = float(fits.mean()), int(fits.sum())
+        self.same_place = share >= LEAST_SHARE and count >= _FEWEST
         expected = cv2.perspectiveTransform(corners, self._latest)
         surprise = np.median(np.linalg.norm(found - expected, axis=2)[fits > 0])
-        if surprise > self._scale * _SURPRISE * self._since and count < _SURE * tried:
+        sudden = surprise > self._scale * _SURPRISE * self._since
+        if not self.same_place or (sudden and count < _SURE * tried):
             return None, 0.0
         return np.asarray(moved, np.float64), share
-
-    def _followed(
-        self, before: UInt8Array, after: UInt8Array, corners: NDArray[Any]
-    ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Of (n, 1, 2) corners those that are found again, and where."""
-        back = np.asarray(np.linalg.inv(self._latest), np.float64)
-        found, seen = _flow(before, after, corners, self._latest, self._scale)
-        again, seen_again = _flow(after, before, found, back, self._scale)
-        off = np.linalg.norm(again - corners, axis=2)[:, 0]
-        kept = seen & seen_again & (off < self._scale * _OFF_PLACE)
-        return corners[kept], found[kept]
 
     def _leave_out(self, corners: NDArray[Any], found: NDArray[Any]) -> None:
         """Remember which corners have stayed where they were although the camera has moved."""
@@ -126,6 +128,22 @@ class Camera:
         for x, y in corners[stayed & moved].round().astype(int).tolist():
             radius = max(1, round(self._scale * _DRAWN_RADIUS))
             cv2.circle(self._drawn, (x, y), radius, _DRAWN_FRAMES, cv2.FILLED)
+
+
+def _there_and_back(
+    before: UInt8Array,
+    after: UInt8Array,
+    corners: NDArray[Any],
+    expected: NDArray[np.float64],
+    scale: float,
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Of (n, 1, 2) corners those that are found again, and where; arguments as for ``_flow``."""
+    back = np.asarray(np.linalg.inv(expected), np.float64)
+    found, seen = _flow(before, after, corners, expected, scale)
+    again, seen_again = _flow(after, before, found, back, scale)
+    off = np.linalg.norm(again - corners, axis=2)[:, 0]
+    kept = seen & seen_again & (off < scale * _OFF_BACK)
+    return corners[kept], found[kept]
 
 
 def _flow(
