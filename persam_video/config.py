@@ -96,8 +96,9 @@ class EncoderConfig(_Checked):
     runtime: str = setting(
         "auto",
         "what runs the image encoder; onnxruntime and openvino run on a CPU, torch_compile "
-        "(torch.compile) warms up for a minute or more with each size of frame; auto = the fastest "
-        "that is installed by a measured table on a CPU, torch on any other device",
+        "(torch.compile) warms up with each new size of frame (vit_t on a CPU: up to a minute); "
+        "auto = the fastest that is installed by a measured table on a CPU, torch on any other "
+        "device",
         choices=("auto", "torch", "torch_compile", "onnxruntime", "openvino"),
     )
     exported: str | None = setting(
