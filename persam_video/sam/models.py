@@ -22,7 +22,7 @@ from persam_video.sam.image_encoder import (
 )
 from persam_video.sam.machine import multiplies_bfloat16
 from persam_video.sam.registry import model_info
-from persam_video.sam.runtimes import choose_runtime
+from persam_video.sam.runtimes import PRECISIONS, choose_runtime
 from persam_video.sam.tiny_vit import TinyViT
 from persam_video.sam.torch_compile import TorchCompiled
 
@@ -70,7 +70,7 @@ def load_sam(config: EncoderConfig, *, progress: bool = True) -> tuple[SamImageE
     decoder = SamDecoder(sam.prompt_encoder, sam.mask_decoder.to(decoder_dtype))
     logger.info("%s on %s, %s, %s, input %d", config.model, device, dtype, runtime, input_size)
     network: Backbone | None = None
-    if runtime not in ("torch", "torch_compile"):
+    if runtime in PRECISIONS:
         chosen = config.runtime != "auto" or config.exported is not None
         network = _compiled(backbone, runtime, dtype, config.exported, chosen)
     if network is None:

@@ -13,7 +13,7 @@ from persam_video.sam.machine import multiplies_bfloat16
 from persam_video.sam.registry import DEFAULT_MODEL
 
 PRECISIONS = {"onnxruntime": ("float32",), "openvino": ("float32", "bfloat16")}
-"""Runtime -> number formats that it computes in on a processor."""
+"""Runtime other than torch -> number formats that it computes in on a processor."""
 
 # Time of encoding a frame as a share of torch's in the same number format: vit_t, a frame of
 # 854 x 480, two cores of an Intel Xeon with AMX, busy with other work too, turns taken in one
@@ -49,7 +49,7 @@ def choose_runtime(config: EncoderConfig, device: torch.device, dtype: torch.dty
         if device.type != "cpu" or config.model != DEFAULT_MODEL:
             return "torch"
         return _fastest(precision)
-    if config.runtime not in ("torch", "torch_compile"):
+    if config.runtime in PRECISIONS:
         _check(config.runtime, device, precision)
     return config.runtime
 
