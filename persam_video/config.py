@@ -216,6 +216,13 @@ class TrackConfig(_Checked):
         "track: encode the window around each object as well, if that is no longer than about half "
         "of the frame; one more encoder run per frame and object",
     )
+    edge_passes: int = setting(
+        2,
+        "track: how often a guided filter draws the masks' outlines to the edges of the picture; "
+        "0 = outlines as the network has them",
+        low=0,
+        high=8,
+    )
     keyframe_interval: int = setting(
         1,
         "frames from one keyframe to the next; only these are tracked, and those between, whose "

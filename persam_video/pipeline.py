@@ -124,7 +124,7 @@ def track(
 
     frames, interval = _numbered(source), tracker.keyframe_interval
     if interval > 1:
-        return in_between(frames, interval, reference.later, follow)
+        return in_between(frames, interval, reference.later, follow, tracker.along_edges)
     return follow(frames)
 
 

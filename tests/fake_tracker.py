@@ -61,6 +61,9 @@ class FakeTracker:
     def box_around(self, labels: UInt8Array) -> Box:
         return None
 
+    def along_edges(self, labels: UInt8Array, image_rgb: UInt8Array) -> UInt8Array:
+        return labels
+
     def start(
         self, frame: Frame, labels: UInt8Array, embedding: SimpleNamespace | None = None
     ) -> TrackResult:

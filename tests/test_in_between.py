@@ -48,6 +48,12 @@ def frames_of(count: int, scale: int = 1) -> list[Frame]:
     return [Frame(i, i / 25, scene(i, scale)[0]) for i in range(count)]
 
 
+def as_is(labels: UInt8Array, image_rgb: UInt8Array) -> UInt8Array:
+    """Outlines are left where they are."""
+    assert labels.shape == image_rgb.shape[:2]
+    return labels
+
+
 def truth_tracker(
     scale: int = 1, states: dict[int, dict[int, ObjectState]] | None = None
 ) -> tuple[list[int], object]:
@@ -86,7 +92,7 @@ def test_keyframes_are_tracked_and_all_frames_come_out_in_order(
     count: int, interval: int, always: tuple[int, ...], keys: list[int]
 ) -> None:
     tracked, follow = truth_tracker()
-    results = list(in_between(frames_of(count), interval, always, follow))  # type: ignore[arg-type]
+    results = list(in_between(frames_of(count), interval, always, follow, as_is))  # type: ignore[arg-type]
     assert tracked == keys
     assert [frame.index for frame, _ in results] == list(range(count))
     for frame, result in results:
@@ -102,7 +108,7 @@ def test_masks_between_follow_what_moves_also_where_it_is_covered(
     tracked, follow = truth_tracker(scale)
     truths = [scene(i, scale)[1] for i in range(14)]
     between, copied = [], []
-    for frame, result in in_between(frames_of(14, scale), interval, (), follow):  # type: ignore[arg-type]
+    for frame, result in in_between(frames_of(14, scale), interval, (), follow, as_is):  # type: ignore[arg-type]
         assert result.states == BOTH and result.scores == {1: 1.0, 2: 1.0}
         key = max(k for k in tracked if k <= frame.index)
         for i in (1, 2) if frame.index not in tracked else ():
@@ -113,11 +119,27 @@ def test_masks_between_follow_what_moves_also_where_it_is_covered(
     assert np.mean(copied) < 0.75
 
 
+def test_outlines_of_frames_between_are_drawn_along_the_edges_of_their_own_pictures() -> None:
+    _, follow = truth_tracker()
+    frames, drawn = frames_of(5), []
+
+    def only_the_first(labels: UInt8Array, image_rgb: UInt8Array) -> UInt8Array:
+        drawn.append(next(f.index for f in frames if f.image_rgb is image_rgb))
+        return np.where(labels == 1, labels, 0).astype(np.uint8)
+
+    results = [r for _, r in in_between(frames, 2, (), follow, only_the_first)]  # type: ignore[arg-type]
+    assert drawn == [1, 3]  # those that are tracked have been drawn already
+    for result in results:
+        between = result.frame_index in drawn
+        assert (result.labels == 2).any() == (not between)
+        assert (result.states[2] is ObjectState.LOST) == between
+
+
 def test_object_that_is_lost_on_one_side_is_in_doubt_or_lost_between() -> None:
     _, follow = truth_tracker(states={2: GONE, 4: GONE})
     results = dict(
         (frame.index, result)
-        for frame, result in in_between(frames_of(7), 2, (), follow)  # type: ignore[arg-type]
+        for frame, result in in_between(frames_of(7), 2, (), follow, as_is)  # type: ignore[arg-type]
     )
     assert [results[i].states[1] for i in range(7)] == [ObjectState.TRACKED] * 7
     for i, score in ((1, 0.5), (3, 0.0), (5, 0.5)):
@@ -138,7 +160,7 @@ def test_object_that_is_added_or_removed_at_a_keyframe_is_in_no_frame_before_or_
             scores = dict.fromkeys(ids, 1.0)
             yield frame, TrackResult(frame.index, 0.0, labels.astype(np.uint8), scores, ids)
 
-    results = [r for _, r in in_between(frames_of(5), 2, (), follow)]  # type: ignore[arg-type]
+    results = [r for _, r in in_between(frames_of(5), 2, (), follow, as_is)]  # type: ignore[arg-type]
     assert [tuple(r.states) for r in results] == [(1,), (1,), (1, 2), (1,), (1,)]
     assert all(set(np.unique(r.labels)) <= {0, *r.states} for r in results)
 
@@ -156,7 +178,7 @@ def test_tiny_and_flat_pictures_get_masks_too(size_hw: tuple[int, int]) -> None:
             yield frame, TrackResult(frame.index, 0.0, labels, {1: 1.0}, {1: ObjectState.TRACKED})
 
     frames = [Frame(i, 0.0, np.full((*size_hw, 3), 90, np.uint8)) for i in range(3)]
-    results = [r for _, r in in_between(frames, 2, (), follow)]  # type: ignore[arg-type]
+    results = [r for _, r in in_between(frames, 2, (), follow, as_is)]  # type: ignore[arg-type]
     assert [int(r.labels[0, 0]) for r in results] == [1, 1, 1]
     assert [int((r.labels > 0).sum()) for r in results] == [1, 1, 1]
 
@@ -172,12 +194,12 @@ def test_frames_of_another_size_are_keyframes() -> None:
             yield frame, TrackResult(frame.index, 0.0, labels, {1: 1.0}, {1: ObjectState.TRACKED})
 
     frames = [Frame(i, 0.0, texture(0, size)) for i, size in enumerate(sizes)]
-    results = list(in_between(frames, 3, (), follow))  # type: ignore[arg-type]
+    results = list(in_between(frames, 3, (), follow, as_is))  # type: ignore[arg-type]
     assert tracked == [0, 3, 4, 6]
     assert [(f.index, r.labels.shape) for f, r in results] == list(enumerate(sizes))
     tracked.clear()
     frames = [Frame(i, 0.0, texture(0, (40 + 20 * (i > 1), 60))) for i in range(4)]
-    list(in_between(frames, 3, (), follow))  # type: ignore[arg-type]
+    list(in_between(frames, 3, (), follow, as_is))  # type: ignore[arg-type]
     assert tracked == [0, 1, 2, 3]
 
 

@@ -26,6 +26,7 @@ from persam_video.sam.decoder import SamDecoder
 from persam_video.sam.models import load_sam
 from persam_video.tracking import propagation
 from persam_video.tracking.aggregation import label_map, soft_aggregate
+from persam_video.tracking.edges import along_edges
 from persam_video.tracking.features import FrameFeatures
 from persam_video.tracking.lesson import Lesson
 from persam_video.tracking.motion import Motion
@@ -103,6 +104,21 @@ def test_tracker_object_vanishes_for_a_frame_others_keep_their_ids(
             assert states[2] is not ObjectState.LOST
     assert not (results[3][0] == 2).any()
     assert results[3][1] == {1: ObjectState.TRACKED, 2: ObjectState.LOST}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_tracker_draws_outlines_along_edges_but_not_the_reference_s_nor_the_paper_s(
+    sam: Sam, scene: Clip, method: str
+) -> None:
+    found = {}
+    for passes in (0, 2):
+        config = TrackConfig(method=method, edge_passes=passes)
+        found[passes] = [labels for labels, _ in follow(Tracker(*sam, track=config), scene[:2])]
+    np.testing.assert_array_equal(found[2][0], found[0][0])
+    image = scene[1][0].image_rgb
+    drawn = along_edges(found[0][1], image, 2 if method == "track" else 0)
+    np.testing.assert_array_equal(found[2][1], drawn)
+    assert (drawn != found[0][1]).any() == (method == "track")
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -53,6 +53,15 @@ def moved_objects(taken: Tensor, change: Tensor) -> Tensor:
     return torch.where(count > taken, change.clamp_max(0), change)
 
 
+def kept_share(claimed: Tensor, won: Tensor) -> Tensor:
+    """Share of each mask left after the competition: two (N, h, w) logits -> (N,) in [0, 1].
+
+    A mask mostly lost to another object's was on that object.
+    """
+    before, after = (claimed > 0).sum(dim=(1, 2)), (won > 0).sum(dim=(1, 2))
+    return (after / before.clamp_min(1)).clamp_max(1)
+
+
 def label_map(
     object_ids: Sequence[int],
     parts: Iterable[tuple[tuple[slice, slice], Tensor]],

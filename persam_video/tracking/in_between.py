@@ -40,6 +40,7 @@ def in_between(
     interval: int,
     always: Collection[int],
     follow: Callable[[Generator[Frame, None, None]], Generator[Tracked, None, None]],
+    along_edges: Callable[[UInt8Array, UInt8Array], UInt8Array],
 ) -> Generator[Tracked, None, None]:
     """Track some of the frames of a source, and interpolate between them.
 
@@ -48,6 +49,7 @@ def in_between(
         interval: Frames from one keyframe to the next, at least 1.
         always: Indices of frames that are keyframes in any case.
         follow: Tracks the keyframes; its results are closed in the end.
+        along_edges: Draws the outlines of a label map to the edges of its picture.
 
     Yields:
         Every frame with its result, those between once the next keyframe is tracked.
@@ -61,7 +63,7 @@ def in_between(
             while waiting and waiting[0].index < after[0].index:
                 between.append(waiting.popleft())
             if before is not None:
-                yield from _interpolated(before, between, after)
+                yield from _interpolated(before, between, after, along_edges)
             yield after
             before = after
 
@@ -95,15 +97,23 @@ def _keyframes(
         yield skipped
 
 
-def _interpolated(before: Tracked, between: list[Frame], after: Tracked) -> Iterator[Tracked]:
+def _interpolated(
+    before: Tracked,
+    between: list[Frame],
+    after: Tracked,
+    along_edges: Callable[[UInt8Array, UInt8Array], UInt8Array],
+) -> Iterator[Tracked]:
     """The frames between two that are tracked, with their results."""
     if not between:
         return
+    ids = sorted(before[1].states.keys() & after[1].states.keys())
     keys = [_View.of(frame.image_rgb, result.labels) for frame, result in (before, after)]
     for place, frame in enumerate(between, 1):
         far = place / (len(between) + 1)
         with telling_frame(frame.index, "interpolating"):
-            result = _result(frame, keys, (before[1], after[1]), far)
+            view = _View.of(frame.image_rgb, np.zeros(frame.size_hw, np.uint8))
+            labels = along_edges(_voted(view, keys, ids, far), frame.image_rgb)
+            result = _result(frame, labels, ids, (before[1], after[1]), far)
         yield frame, result
 
 
@@ -132,12 +142,13 @@ class _View:
 
 
 def _result(
-    frame: Frame, keys: list[_View], results: tuple[TrackResult, TrackResult], far: float
+    frame: Frame,
+    labels: UInt8Array,
+    ids: list[int],
+    results: tuple[TrackResult, TrackResult],
+    far: float,
 ) -> TrackResult:
     """Of a frame between two, ``far`` of the way from the first to the second one."""
-    ids = sorted(results[0].states.keys() & results[1].states.keys())
-    view = _View.of(frame.image_rgb, np.zeros(frame.size_hw, np.uint8))
-    labels = _voted(view, keys, ids, far)
     present = set(np.unique(labels).tolist())
     states, scores = {}, {}
     for i in ids:

@@ -26,10 +26,11 @@ from persam_video.sam.image_encoder import (
     PartEncoder,
 )
 from persam_video.sam.models import load_sam
-from persam_video.tracking.aggregation import label_map, soft_aggregate
+from persam_video.tracking.aggregation import kept_share, label_map, soft_aggregate
 from persam_video.tracking.background import Background, Change
 from persam_video.tracking.close_up import CloseUps
 from persam_video.tracking.crop import box_ahead, box_around, shows_expected_places
+from persam_video.tracking.edges import along_edges
 from persam_video.tracking.motion import Motion
 from persam_video.tracking.objects import TrackedObject, without_strays
 from persam_video.tracking.persam import PersamMethod
@@ -211,6 +212,11 @@ class Tracker:
             return None
         return box_around(np.isin(labels, ids), self._track.crop_padding)
 
+    def along_edges(self, labels: UInt8Array, image_rgb: UInt8Array) -> UInt8Array:
+        """Outlines as ``step`` draws them, for a label map made otherwise; see ``edges.py``."""
+        passes = self._track.edge_passes if self._track.method == "track" else 0
+        return along_edges(labels, image_rgb, passes)
+
     def _box_ahead(self, frames: int) -> Box:
         """What to encode so many frames later; None = everything."""
         if not self.crops or self._latest is None:
@@ -317,7 +323,7 @@ class Tracker:
             # In the padding there is nothing to compete for; one cell of it goes on as the picture.
             logits, picture = claimed.clone(), (slice(rows + 1), slice(columns + 1))
             logits[(..., *picture)] = soft_aggregate(claimed[(..., *picture)])
-            scores = scores * _kept_share(claimed, logits)
+            scores = scores * kept_share(claimed, logits)
             for obj, mask, score in zip(objects, logits, scores.tolist(), strict=True):
                 obj.observe(mask, score, self._track)
         shown = [i for i, obj in enumerate(objects) if obj.frames_lost == 0]
@@ -335,7 +341,7 @@ class Tracker:
                 parts = [((slice(None), slice(None)), mask) for mask in full]
             else:
                 parts = [upscale_inside(logits[i], embedding) for i in shown]
-            labels = label_map(ids, parts, frame.size_hw)
+            labels = self.along_edges(label_map(ids, parts, frame.size_hw), frame.image_rgb)
         if objects:
             self._method.remember(objects, embedding)
         if self._background:
@@ -487,12 +493,3 @@ class Tracker:
             scores={i: self._objects[i].score for i in self.object_ids},
             states={i: self._objects[i].state for i in self.object_ids},
         )
-
-
-def _kept_share(claimed: Tensor, won: Tensor) -> Tensor:
-    """Share of each mask left after the competition: two (N, h, w) logits -> (N,) in [0, 1].
-
-    A mask mostly lost to another object's was on that object.
-    """
-    before, after = (claimed > 0).sum(dim=(1, 2)), (won > 0).sum(dim=(1, 2))
-    return (after / before.clamp_min(1)).clamp_max(1)

@@ -1,0 +1,132 @@
+"""Masks drawn along the edges of the picture, pixel by pixel.
+
+The network's cells are some pixels wide, so the outline of a mask wavers about the object's. Near
+it the picture itself tells on which side a pixel is: the guided filter (He, Sun and Tang, "Guided
+Image Filtering", 2010) takes a mask for a straight function of the brightness in every small window
+and averages what the windows around a pixel say. So an edge of the picture draws the outline to it,
+a little farther with every pass.
+
+Where the windows show no edge that the mask could follow, all that is left of the filter is a blur,
+which makes round things smaller; and what is thinner than the windows, a rope, a spoke or the gap
+between two legs, would be averaged away. There the mask stays as the network has it.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from persam_video.types import VOID, BoolArray, Float32Array, UInt8Array, object_ids
+
+_RADIUS = 4 / 854
+"""From a window's middle to its side, as a share of the picture's longer side: four pixels at 480p,
+one cell and a half of the masks."""
+_EPSILON = 1e-4
+"""Variance of brightness in [0, 1] below which a window counts as flat."""
+_EXPLAINED = 0.1
+"""Share of the mask's variance that brightness has to explain in the windows around a pixel."""
+
+
+def along_edges(labels: UInt8Array, image_rgb: UInt8Array, passes: int) -> UInt8Array:
+    """Move the outlines of objects to the edges of the picture that are near them.
+
+    Args:
+        labels: (H, W) uint8 label map.
+        image_rgb: (H, W, 3) uint8 RGB picture that it belongs to.
+        passes: How often, at least 0; each reaches at most two radii of a window farther.
+
+    Returns:
+        (H, W) uint8 label map; no outline has gone farther than four radii, and void stays void.
+    """
+    radius = max(1, round(_RADIUS * max(labels.shape)))
+    # All is done where something is: in a large picture the rest takes longer than the objects.
+    everywhere = _around(labels, 4 * radius)
+    before, picture = labels[everywhere], image_rgb[everywhere]
+    ids = object_ids(before)
+    if passes == 0 or not ids:
+        return labels
+    filters = [_Filter(before, object_id, picture, radius) for object_id in ids]
+    spared = before == VOID
+    for each in filters:
+        spared[each.place] |= each.thin
+    after = before
+    for _ in range(passes):
+        after = np.where(spared, before, _competed(after, filters))
+    refined = labels.copy()
+    refined[everywhere] = after
+    return refined
+
+
+def _competed(labels: UInt8Array, filters: list[_Filter]) -> UInt8Array:
+    """(h, w) uint8, of each pixel the object or background whose filtered mask is the largest."""
+    winners = np.zeros(labels.shape, np.uint8)
+    largest = np.zeros(labels.shape, np.float32)
+    background = np.ones(labels.shape, np.float32)
+    for each in filters:
+        share = each.filtered(labels)
+        background[each.place] -= share
+        more = share > largest[each.place]
+        winners[each.place][more] = each.object_id
+        largest[each.place][more] = share[more]
+    winners[background >= largest] = 0
+    return winners
+
+
+class _Filter:
+    """The guided filter around one object.
+
+    Attributes:
+        object_id: The object.
+        place: Rows and columns that its outline can get to.
+        thin: (h, w) bool, there: pixels of parts and gaps too thin for the filter.
+    """
+
+    def __init__(
+        self, labels: UInt8Array, object_id: int, image_rgb: UInt8Array, radius: int
+    ) -> None:
+        self.object_id, self._radius = object_id, radius
+        mask = (labels == object_id).astype(np.uint8)
+        self.place = _around(mask, 4 * radius)
+        mask = mask[self.place]
+        rest = 1 - mask
+        self.thin = (mask != _opened(mask, radius)) | (rest != _opened(rest, radius))
+        gray = cv2.cvtColor(image_rgb[self.place], cv2.COLOR_RGB2GRAY)
+        self._guide = gray.astype(np.float32) / 255
+        self._mean = self._averaged(self._guide)
+        self._spread = self._averaged(self._guide**2) - self._mean**2 + _EPSILON
+
+    def filtered(self, labels: UInt8Array) -> Float32Array:
+        """(h, w) float32 in about [0, 1], the object's share of the pixels in its place."""
+        mask = (labels[self.place] == self.object_id).astype(np.float32)
+        mean = self._averaged(mask)
+        covariance = self._averaged(self._guide * mask) - self._mean * mean
+        slope = covariance / self._spread
+        offset = mean - slope * self._mean
+        filtered = self._averaged(slope) * self._guide + self._averaged(offset)
+        explained = self._averaged(slope * covariance)
+        told = explained > _EXPLAINED * self._averaged(mean - mean**2)
+        return np.where(told, filtered, mask)
+
+    def _averaged(self, pixels: Float32Array) -> Float32Array:
+        side = 2 * self._radius + 1
+        return np.asarray(cv2.blur(pixels, (side, side)), np.float32)
+
+
+def _around(mask: UInt8Array, margin: int) -> tuple[slice, slice]:
+    """Rows and columns of what is not 0 and a margin around it."""
+    left, top, width, height = cv2.boundingRect(mask)
+    rows = slice(max(0, top - margin), top + height + margin)
+    return rows, slice(max(0, left - margin), left + width + margin)
+
+
+def _opened(mask: UInt8Array, radius: int) -> BoolArray:
+    """(h, w) uint8 0 or 1 -> (h, w) bool, its parts that a disk of that radius fits into."""
+    deep = _distance(mask) > radius
+    if not deep.any():
+        return deep
+    return _distance((~deep).astype(np.uint8)) <= radius
+
+
+def _distance(mask: UInt8Array) -> Float32Array:
+    """(h, w) float32, pixels to the nearest one that is 0; without any, more than any radius."""
+    return np.asarray(cv2.distanceTransform(mask, cv2.DIST_L2, 5), np.float32)
