@@ -52,6 +52,7 @@ def along_edges(labels: UInt8Array, image_rgb: UInt8Array, passes: int) -> UInt8
     after = before
     for _ in range(passes):
         after = np.where(spared, before, _competed(after, filters))
+    after = np.where(spared, before, _without_specks(after, ids))
     refined = labels.copy()
     refined[everywhere] = after
     return refined
@@ -72,6 +73,14 @@ def _competed(labels: UInt8Array, filters: list[_Filter]) -> UInt8Array:
     return winners
 
 
+def _without_specks(labels: UInt8Array, ids: tuple[int, ...]) -> UInt8Array:
+    """(h, w) uint8, each pixel goes with most of the nine around it, if these are of one label."""
+    smooth = labels.copy()
+    for label in (0, *ids):
+        smooth[cv2.medianBlur((labels == label).astype(np.uint8), 3) > 0] = label
+    return smooth
+
+
 class _Filter:
     """The guided filter around one object.
 
@@ -88,8 +97,7 @@ class _Filter:
         mask = (labels == object_id).astype(np.uint8)
         self.place = _around(mask, 4 * radius)
         mask = mask[self.place]
-        rest = 1 - mask
-        self.thin = (mask != _opened(mask, radius)) | (rest != _opened(rest, radius))
+        self.thin = _thin_parts(mask, radius) | _thin_parts(1 - mask, radius)
         gray = cv2.cvtColor(image_rgb[self.place], cv2.COLOR_RGB2GRAY)
         self._guide = gray.astype(np.float32) / 255
         self._mean = self._averaged(self._guide)
@@ -119,12 +127,21 @@ def _around(mask: UInt8Array, margin: int) -> tuple[slice, slice]:
     return rows, slice(max(0, left - margin), left + width + margin)
 
 
-def _opened(mask: UInt8Array, radius: int) -> BoolArray:
-    """(h, w) uint8 0 or 1 -> (h, w) bool, its parts that a disk of that radius fits into."""
+def _thin_parts(mask: UInt8Array, radius: int) -> BoolArray:
+    """(h, w) uint8 0 or 1 -> (h, w) bool, its parts that no disk of that radius fits into.
+
+    Every corner has a pixel or two of these; they do not count.
+    """
     deep = _distance(mask) > radius
     if not deep.any():
-        return deep
-    return _distance((~deep).astype(np.uint8)) <= radius
+        return mask > 0
+    beyond = _distance((~deep).astype(np.uint8)) - radius
+    parts = cv2.connectedComponents(((mask > 0) & (beyond > 0)).astype(np.uint8))[1]
+    long = np.zeros(parts.max() + 1, np.bool_)
+    long[parts[beyond > 1]] = True
+    long[0] = False
+    thin: BoolArray = long[parts]
+    return thin
 
 
 def _distance(mask: UInt8Array) -> Float32Array:
