@@ -213,8 +213,8 @@ class TrackConfig(_Checked):
     )
     close_up: bool = setting(
         False,
-        "track: encode the window around each object as well, if that is no longer than about half "
-        "of the frame; one more encoder run per frame and object",
+        "track: encode the window around each object as well that is at most three eighths of the "
+        "frame long; one more encoder run per frame and object",
     )
     edge_passes: int = setting(
         2,

@@ -291,7 +291,8 @@ def test_limits_tool_counts_the_encoders_operations(
 ) -> None:
     from limits import main
 
-    sizes = ["--sizes", "256,512", "--threads", str(torch.get_num_threads())]
+    # Of one round alone, as what is in a median of several hangs by what else the machine does.
+    sizes = ["--sizes", "256,512", "--threads", str(torch.get_num_threads()), "--rounds", "1"]
     monkeypatch.setattr("sys.argv", ["limits.py", "clip/00000.png", *sizes])
     monkeypatch.setattr("limits._SIDE", 128)
     main()
@@ -301,7 +302,7 @@ def test_limits_tool_counts_the_encoders_operations(
     cells = 512 * 384 / 16**2
     assert 1e7 < large["operations"] / cells < 3e7
     assert large["share_of_peak"] == pytest.approx(
-        large["operations_per_s"] / large["peak_operations_per_s"], rel=0.5
+        large["operations_per_s"] / large["peak_operations_per_s"]
     )
 
 

@@ -104,7 +104,7 @@ def test_close_up_returns_when_an_object_that_filled_the_frame_is_smaller_again(
     close_up = CloseUp(*sam, TrackConfig())
     image = np.zeros((120, 200, 3), np.uint8)
     looked = []
-    for length in (60, 108, 198, 80, 60):  # 1.6 times the length is compared with 0.85 * 200
+    for length in (60, 76, 198, 74, 60):  # 1.6 times the length is compared with 0.6 * 200
         mask = np.zeros((120, 200), bool)
         mask[40:50, :length] = True
         looked.append(close_up.look(image, mask_logits(mask)))
@@ -116,7 +116,7 @@ def test_close_up_line_of_one_pixel_is_no_error(sam: Sam) -> None:
     close_up = CloseUp(*sam, TrackConfig())
     image = np.random.default_rng(0).integers(0, 255, (240, 426, 3), np.uint8)
     mask = np.zeros((240, 426), bool)
-    mask[100, 60:260] = True
+    mask[100, 60:210] = True
     logits = mask_logits(mask)
     for _ in range(2):
         assert close_up.look(image, logits)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,6 +23,8 @@ from persam_video.types import Embedding, Float32Array, UInt8Array
 
 _CELL = 16
 """Input pixels per cell of the coarsest map."""
+_LEFT_FREE = 8 * 2**30
+"""Bytes of the disk that the cache leaves to others."""
 
 
 def code_version(*rooms: str) -> str:
@@ -50,8 +54,8 @@ class CachedEncoder:
     """Encodes each picture once per model, input size and version of the encoder's code.
 
     A picture is known by its pixels, so windows cut from frames are kept like frames. Maps are kept
-    as float16, those inside the encoder without the padding: about 10 MB for a 480p frame. Nothing
-    is ever deleted.
+    as float16, those inside the encoder without the padding: about 20 MB for a 480p frame at an
+    input of 1280. Nothing is ever deleted, and nothing kept once the disk is nearly full.
 
     Args:
         encoder: The encoder.
@@ -111,15 +115,21 @@ class CachedEncoder:
         asked = f"{image_rgb.shape} {self._encoder.padding} {self._encoder.input_size}"
         digest = hashlib.sha256(image_rgb.tobytes() + asked.encode()).hexdigest()
         path = self._folder / f"{digest[:32]}.pt"
-        if not path.exists():
+        if path.exists():
+            parts = torch.load(path, weights_only=True)
+        else:
             self.use.misses += 1
-            _save(self._encoder.encode(image_rgb), path)
-        embedding = _load(path, self._encoder.device)
+            parts = _packed(self._encoder.encode(image_rgb))
+            if shutil.disk_usage(self._folder).free > _LEFT_FREE:
+                temporary = path.with_suffix(f".{os.getpid()}.tmp")
+                torch.save(parts, temporary)
+                temporary.replace(path)
+        embedding = _unpacked(parts, self._encoder.device)
         self.use.seconds += time.perf_counter() - begin
         return embedding
 
 
-def _save(embedding: Embedding, path: Path) -> None:
+def _packed(embedding: Embedding) -> dict[str, Any]:
     height, width = embedding.input_hw
     stages = []
     for stage in embedding.stages:
@@ -127,7 +137,7 @@ def _save(embedding: Embedding, path: Path) -> None:
         # Whole cells of the coarsest map, so that pooling finds all that it averages.
         rows, columns = (-(-length // _CELL) * _CELL // stride for length in (height, width))
         stages.append(stage[..., :rows, :columns].half().cpu().clone())
-    parts = {
+    return {
         "neck": embedding.neck.half().cpu(),
         "stages": stages,
         "source_hw": embedding.source_hw,
@@ -135,13 +145,9 @@ def _save(embedding: Embedding, path: Path) -> None:
         "input_size": embedding.input_size,
         "padding": embedding.padding,
     }
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    torch.save(parts, temporary)
-    temporary.replace(path)
 
 
-def _load(path: Path, device: torch.device) -> Embedding:
-    parts = torch.load(path, weights_only=True)
+def _unpacked(parts: dict[str, Any], device: torch.device) -> Embedding:
     return Embedding(
         neck=parts["neck"].float().to(device),
         stages=tuple(stage.float().to(device) for stage in parts["stages"]),

@@ -44,7 +44,7 @@ _MARGIN = 1.6
 """Side of the window in lengths of the object."""
 _SMALLEST = 1 / 6
 """Shortest window, as a share of the frame's longer side."""
-_LARGEST = 0.85
+_LARGEST = 0.6
 """Longest window worth an encoder run of its own, as a share of the frame's longer side."""
 _STEADY = (0.6, 1.2)
 """The side stays as it is while the wanted one is within these factors of it."""
@@ -171,7 +171,7 @@ class CloseUp:
 
         Returns:
             Whether there is a close-up: not of an empty mask, nor of an object longer than about
-            half of the frame.
+            a third of the frame.
         """
         self._view = None
         window = self._follow((logits > 0).cpu().numpy())

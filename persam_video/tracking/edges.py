@@ -13,8 +13,11 @@ between two legs, would be averaged away. There the mask stays as the network ha
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from persam_video.types import VOID, BoolArray, Float32Array, UInt8Array, object_ids
 
@@ -98,8 +101,8 @@ class _Filter:
         self.place = _around(mask, 4 * radius)
         mask = mask[self.place]
         self.thin = _thin_parts(mask, radius) | _thin_parts(1 - mask, radius)
-        gray = cv2.cvtColor(image_rgb[self.place], cv2.COLOR_RGB2GRAY)
-        self._guide = gray.astype(np.float32) / 255
+        gray = np.asarray(cv2.cvtColor(image_rgb[self.place], cv2.COLOR_RGB2GRAY), np.float32)
+        self._guide: Float32Array = gray / np.float32(255)
         self._mean = self._averaged(self._guide)
         self._spread = self._averaged(self._guide**2) - self._mean**2 + _EPSILON
 
@@ -115,7 +118,7 @@ class _Filter:
         told = explained > _EXPLAINED * self._averaged(mean - mean**2)
         return np.where(told, filtered, mask)
 
-    def _averaged(self, pixels: Float32Array) -> Float32Array:
+    def _averaged(self, pixels: NDArray[Any]) -> Float32Array:
         side = 2 * self._radius + 1
         return np.asarray(cv2.blur(pixels, (side, side)), np.float32)
 
