@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -130,6 +131,24 @@ def test_cached_encoder_gives_the_same_maps_and_encodes_once(
     padded = cached.with_padding().encode(image)
     assert padded.padding and not embedding.padding
     assert (cached.use.calls, cached.use.misses) == (2, 1)
+
+
+@pytest.mark.needs_weights
+def test_cached_encoder_keeps_nothing_on_a_disk_that_is_nearly_full(
+    tmp_path: Path, vit_t_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from map_cache import CachedEncoder
+
+    encoder, _ = pv.load_sam(pv.EncoderConfig(input_size=256), progress=False)
+    image = np.random.default_rng(0).integers(0, 255, (90, 160, 3), np.uint8)
+    kept = CachedEncoder(encoder, tmp_path / "room").encode(image)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2**30))
+    cached = CachedEncoder(encoder, tmp_path / "full")
+    for _ in range(2):
+        torch.testing.assert_close(cached.encode(image).neck, kept.neck)
+    assert cached.use.misses == 2
+    assert len(list(tmp_path.glob("room/*/*.pt"))) == 1
+    assert not list(tmp_path.glob("full/*/*"))
 
 
 @pytest.mark.slow

@@ -220,7 +220,7 @@ class _Watch:
         """A frame's result, which took so long."""
         count = frame.index + 1
         end = next(end for end in self._ends if end >= count)
-        if count == end - EARLY:
+        if count == end - EARLY + 1:
             forget_peaks()
             self._track_s, self._encode_s = [], []
         self._track_s.append(seconds)

@@ -341,7 +341,9 @@ class Tracker:
                 parts = [((slice(None), slice(None)), mask) for mask in full]
             else:
                 parts = [upscale_inside(logits[i], embedding) for i in shown]
-            labels = self.along_edges(label_map(ids, parts, frame.size_hw), frame.image_rgb)
+            own = label_map(ids, parts, frame.size_hw)
+            found |= own > 0
+            labels = self.along_edges(own, frame.image_rgb)
         if objects:
             self._method.remember(objects, embedding)
         if self._background:
