@@ -44,6 +44,7 @@ class FakeTracker:
     def __init__(self, on_step: Callable[[Frame], None] | None = None) -> None:
         self.encoder = FakeEncoder()
         self.calls: list[tuple[str, int | None]] = []
+        self.drawn: list[UInt8Array] = []
         self.object_ids: tuple[int, ...] = ()
         self._on_step = on_step
         self._labels = np.zeros((1, 1), np.uint8)
@@ -62,6 +63,7 @@ class FakeTracker:
         return None
 
     def along_edges(self, labels: UInt8Array, image_rgb: UInt8Array) -> UInt8Array:
+        self.drawn.append(image_rgb)
         return labels
 
     def start(

@@ -224,6 +224,8 @@ def test_track_steps_to_keyframes_only_and_writes_every_frame(
     summary = run(still, tracker, Reference(labels_at_start()), [PalettePngSink(folder)])  # type: ignore[arg-type]
     assert [index for _, index in tracker.calls] == [0, 2, 4, 5]
     assert tracker.encoder.calls == 4
+    # A tracked frame's outlines are the tracker's own work, those between are drawn by it as well.
+    assert all(a is still[i].image_rgb for i, a in zip((1, 3), tracker.drawn, strict=True))
     assert summary.frames == len(list(folder.glob("*.png"))) == 6
 
 

@@ -171,7 +171,7 @@ class CloseUp:
 
         Returns:
             Whether there is a close-up: not of an empty mask, nor of an object longer than about
-            a third of the frame.
+            three eighths of the frame, or, once followed, nearly a half.
         """
         self._view = None
         window = self._follow((logits > 0).cpu().numpy())
