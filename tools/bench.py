@@ -36,7 +36,7 @@ from pathlib import Path
 
 from bench_report import FIRST, OWN, plot, text
 from bench_sections import Job, object_maps, run_sections
-from bench_sweeps import EVERY, parts_of, resized_hw, resized_labels
+from bench_sweeps import WINDOW, parts_of, resized_hw, resized_labels
 from video_models import NEEDS
 
 import persam_video as pv
@@ -158,7 +158,7 @@ def complete(args: argparse.Namespace) -> None:
         raise pv.ConfigError(f"--video-models: {', '.join(unknown)} is none of {', '.join(NEEDS)}")
     args.objects = numbers("objects", args.objects, 1, MAX_OBJECT_ID)
     args.sizes = numbers("sizes", args.sizes, 32, 4320)
-    args.lengths = numbers("lengths", args.lengths, EVERY + 1, 1_000_000)
+    args.lengths = numbers("lengths", args.lengths, WINDOW + 1, 1_000_000)
     if args.merge_objects and args.truth is None:
         raise pv.ConfigError("--merge-objects is for scoring; there is no --truth")
     if args.against is None:

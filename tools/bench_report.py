@@ -98,7 +98,7 @@ def _of_lengths(windows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     found = {
         f"{name}_time": {
             "value": steps[1] / steps[0],
-            "means": "time of a frame against the bare encoder, late over early",
+            "means": "time of a frame against the encoder's meanwhile, late over early",
         },
         f"{name}_memory": {
             "value": late["peak_memory"] / early["peak_memory"],

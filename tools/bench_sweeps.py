@@ -6,11 +6,13 @@ import math
 import statistics
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from unittest.mock import patch
 
 import cv2
 import numpy as np
@@ -22,14 +24,12 @@ import persam_video as pv
 from persam_video.benchmark.truth import Score, Truth, packed, unpacked
 from persam_video.sam.machine import forget_peak_gpu_memory, peak_gpu_memory
 from persam_video.sources import Source
-from persam_video.types import object_ids
+from persam_video.types import Box, Embedding, UInt8Array, object_ids
 
+WINDOW = 10
+"""Frames whose masks are scored in the course of a long clip."""
 EARLY = 100
-"""Frame at which a long clip is compared with itself later on; so many are looked at together."""
-EVERY = 10
-"""One frame of so many of a long clip is encoded alone as well, and its mask is scored. All along:
-done at the ends of the windows alone, it left the early one less memory than the later ones (an
-input of 512, 600 frames: 1.035 times as much at the end, 1.013 without it)."""
+"""Frame at which a long clip is compared with itself later on; so many are measured together."""
 
 _SMALLEST_PART = 64
 _JPEG_QUALITY = 95
@@ -126,17 +126,17 @@ def resized_labels(labels: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArr
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A hundred frames in the course of a long clip, or those since the window before.
+    """Up to a hundred frames in the course of a long clip.
 
     Attributes:
         frame: Position of the last one in the clip.
-        track: Median seconds from one frame to the next, decoding overlapped.
-        encode: Median seconds of the bare encoder on one in ten of them.
-        resident: Resident memory at its end in bytes; None where the system does not tell.
-        peak_memory: Most resident memory in these; in the whole process so far where the system
-            cannot tell.
+        track: Median seconds from one frame to the next, all overlapped.
+        encode: Median seconds of the encoder meanwhile, each from its beginning to its end.
+        resident: Resident memory at the end in bytes; None where the system does not tell.
+        peak_memory: Most resident memory in these, or those since the window before; in the whole
+            process so far where the system cannot tell.
         peak_gpu_memory: Most memory of tensors on the GPU in these; None without one.
-        score: J and F of one in ten of them; None without ground truth.
+        score: J and F of the last ten; None without ground truth.
     """
 
     frame: int
@@ -158,20 +158,21 @@ def long_run(
 ) -> list[Window]:
     """Follow objects through a looped clip as long as the longest of ``lengths``.
 
-    Everything runs as in ``persam-video track``. At frame 100 and at the end of every length up to
-    a hundred frames are looked at, and some of them encoded alone as well, so that a machine that
-    gets slower over the time is not taken for a tracker that does.
+    Everything runs as in ``persam-video track``. At frame 100 and at the end of every length the
+    last frames are looked at, and how long the encoder took in the meantime, so that a machine that
+    gets slower over the time is not taken for a tracker that does. (Encoding them once more to know
+    that was most of what memory grew by.)
 
     Args:
         open_clip: Opens the clip anew for every turn of the loop.
         tracker: Started anew.
         labels: (H, W) uint8 label map of the first frame.
-        lengths: Frames, each above ``EVERY``.
+        lengths: Frames, each above ``WINDOW``.
         truth: Ground truth of the clip.
         tell: Gets progress.
     """
     ends = sorted({*lengths, EARLY} if max(lengths) > EARLY else set(lengths))
-    watch = _Watch(ends, tracker, tell, keep_masks=truth is not None)
+    watch = _Watch(ends, tell, keep_masks=truth is not None)
 
     def watched() -> Iterator[tuple[pv.Frame, pv.TrackResult]]:
         source = looped(open_clip, ends[-1])
@@ -183,36 +184,42 @@ def long_run(
                 begun = time.perf_counter()
 
     forget_peaks()
-    with tempfile.TemporaryDirectory(prefix="persam_video-") as folder:
+    with (
+        _timed_encoder(tracker, watch.encode_s),
+        tempfile.TemporaryDirectory(prefix="persam_video-") as folder,
+    ):
         overlay = pv.OverlayVideoSink(Path(folder) / "overlay.mp4", None)
         pv.write_results(watched(), [pv.PalettePngSink(Path(folder) / "masks"), overlay])
     if truth is None:
         return watch.windows
-    return watch.scored(truth, _names(open_clip, ends[-1]), (labels.shape[0], labels.shape[1]))
+    ids = tracker.object_ids
+    return watch.scored(truth, ids, _names(open_clip, ends[-1]), (labels.shape[0], labels.shape[1]))
 
 
 class _Watch:
-    """Looks at the last hundred frames before each of some ends; what it keeps is small.
+    """Looks at the last frames before each of some ends; what it keeps is small.
 
     Args:
         ends: Positions in the clip, ascending.
-        tracker: Encodes one in ten frames once more.
         tell: Gets progress.
         keep_masks: They are scored later.
+
+    Attributes:
+        encode_s: Seconds of the latest encodings; whoever encodes appends to it.
+        windows: What was seen at the ends so far.
     """
 
     def __init__(
         self,
         ends: list[int],
-        tracker: pv.Tracker,
         tell: Callable[[str], None],
         *,
         keep_masks: bool,
     ) -> None:
-        self._ends, self._tracker, self._tell = ends, tracker, tell
+        self._ends, self._tell = ends, tell
         self._keep_masks = keep_masks
-        self._track_s: list[float] = []
-        self._encode_s: list[float] = []
+        self._track_s: deque[float] = deque(maxlen=EARLY)
+        self.encode_s: deque[float] = deque(maxlen=EARLY)
         self._masks: dict[int, list[tuple[int, bytes]]] = {end: [] for end in ends}
         self.windows: list[Window] = []
 
@@ -220,31 +227,29 @@ class _Watch:
         """A frame's result, which took so long."""
         count = frame.index + 1
         end = next(end for end in self._ends if end >= count)
-        if count == end - EARLY + 1:
-            forget_peaks()
-            self._track_s, self._encode_s = [], []
         self._track_s.append(seconds)
-        if count % EVERY == 0 or count == end:
-            self._encode_s.append(_encoding(self._tracker, frame))
-            if self._keep_masks and count > end - EARLY:
-                self._masks[end].append((frame.index, packed(result.labels)))
+        if count == end - EARLY:
+            forget_peaks()
+        if self._keep_masks and count > end - WINDOW:
+            self._masks[end].append((frame.index, packed(result.labels)))
         if count == end:
-            track, encode = (statistics.median(s) for s in (self._track_s, self._encode_s))
+            track, encode = (statistics.median(s) for s in (self._track_s, list(self.encode_s)))
             memory = resident_bytes(), peak_bytes(), peak_gpu_memory()
             self.windows.append(Window(end, track, encode, *memory, None))
             self._tell(f"lengths: frame {count} of {self._ends[-1]}")
-            self._track_s, self._encode_s = [], []
             forget_peaks()
 
-    def scored(self, truth: Truth, names: list[str], size_hw: tuple[int, int]) -> list[Window]:
-        """The windows with their scores; ``names`` are those of the clip's frames."""
+    def scored(
+        self, truth: Truth, ids: tuple[int, ...], names: list[str], size_hw: tuple[int, int]
+    ) -> list[Window]:
+        """The windows with the objects' scores; ``names`` are those of the clip's frames."""
         scored = []
         for window in self.windows:
             masks = (
                 (names[index % len(names)], unpacked(data, size_hw))
                 for index, data in self._masks[window.frame]
             )
-            scored.append(replace(window, score=truth.score(self._tracker.object_ids, masks)))
+            scored.append(replace(window, score=truth.score(ids, masks)))
         return scored
 
 
@@ -254,11 +259,20 @@ def _names(open_clip: Callable[[], Source], frames: int) -> list[str]:
         return [frame.stem for frame in islice(source, frames)]
 
 
-def _encoding(tracker: pv.Tracker, frame: pv.Frame) -> float:
-    """Seconds for as much of the frame as is encoded of the next one."""
-    begun = time.perf_counter()
-    float(tracker.encode(frame.image_rgb, tracker.planned[0]).neck.flatten()[0])
-    return time.perf_counter() - begun
+@contextmanager
+def _timed_encoder(tracker: pv.Tracker, encode_s: deque[float]) -> Iterator[None]:
+    """Note how long each of the tracker's encodings takes, a GPU's work included."""
+    encode = tracker.encode
+
+    def timed(image_rgb: UInt8Array, box_xyxy: Box = None) -> Embedding:
+        begun = time.perf_counter()
+        embedding = encode(image_rgb, box_xyxy)
+        float(embedding.neck.flatten()[0])
+        encode_s.append(time.perf_counter() - begun)
+        return embedding
+
+    with patch.object(tracker, "encode", timed):
+        yield
 
 
 def forget_peaks() -> None:
