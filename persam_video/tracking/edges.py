@@ -10,6 +10,9 @@ Where the windows show no edge that the mask could follow, all that is left of t
 which makes round things smaller; and what is thinner than the windows, a rope, a spoke or the gap
 between two legs, would be averaged away. There the mask stays as the network has it, and so does a
 mask of which the filter leaves little.
+
+Several objects are one mask to begin with, so that where two touch the background gains nothing
+from their sharing a pixel; between them they compete for it.
 """
 
 from __future__ import annotations
@@ -64,34 +67,40 @@ def along_edges(labels: UInt8Array, image_rgb: UInt8Array, passes: int) -> UInt8
     ids = object_ids(before)
     if passes < 1 or not ids:
         return labels
-    filters = [_Filter(before, object_id, picture, radius) for object_id in ids]
+    masks = {object_id: (before == object_id).astype(np.uint8) for object_id in ids}
+    places = {object_id: _around(mask, 4 * radius) for object_id, mask in masks.items()}
     spared = (before == VOID) | _thin_parts((before == 0).astype(np.uint8), radius)
-    for each in filters:
-        spared[each.place] |= each.thin
+    for object_id, place in places.items():
+        spared[place] |= _thin_parts(masks[object_id][place], radius)
+    whole = _Filter(picture, radius)
+    each = {i: _Filter(picture[place], radius) for i, place in places.items() if len(ids) > 1}
     after = before
     for _ in range(passes):
-        after = np.where(spared, before, _competed(after, filters))
+        found = np.isin(after, ids)
+        drawn = np.full_like(after, ids[0])
+        if each:
+            drawn = _competed(after, places, each)
+        drawn[whole.filtered(found) <= 0.5] = 0
+        after = np.where(spared, before, drawn)
     after = np.where(spared, before, _without_specks(after, ids))
-    for object_id in ids:
-        own = before == object_id
-        if np.count_nonzero(after == object_id) < _LEAST * np.count_nonzero(own):
-            after[own] = object_id
+    for object_id, mask in masks.items():
+        if np.count_nonzero(after == object_id) < _LEAST * np.count_nonzero(mask):
+            after[mask > 0] = object_id
     refined = labels.copy()
     refined[everywhere] = after
     return refined
 
 
-def _competed(labels: UInt8Array, filters: list[_Filter]) -> UInt8Array:
-    """(h, w) uint8, of each pixel the object or background whose filtered mask is the largest."""
+def _competed(
+    labels: UInt8Array, places: dict[int, tuple[slice, slice]], filters: dict[int, _Filter]
+) -> UInt8Array:
+    """(h, w) uint8, of each pixel the object whose filtered mask is the largest there."""
     winners = np.zeros(labels.shape, np.uint8)
     largest = np.zeros(labels.shape, np.float32)
-    background = np.ones(labels.shape, np.float32)
-    for each in filters:
-        share, most = each.filtered(labels), largest[each.place]
-        background[each.place] -= share
-        np.copyto(winners[each.place], each.object_id, where=share > most)
+    for object_id, place in places.items():
+        share, most = filters[object_id].filtered(labels[place] == object_id), largest[place]
+        np.copyto(winners[place], object_id, where=share > most)
         np.maximum(most, share, out=most)
-    winners[background >= largest] = 0
     return winners
 
 
@@ -104,37 +113,29 @@ def _without_specks(labels: UInt8Array, ids: tuple[int, ...]) -> UInt8Array:
 
 
 class _Filter:
-    """The guided filter around one object.
+    """The guided filter of a picture, or of the part of it around an object.
 
     What the windows say varies slowly, so it is found out in a smaller picture, in windows of two
     pixels' radius, and only applied to this one (He and Sun, "Fast Guided Filter", 2015).
 
-    Attributes:
-        object_id: The object.
-        place: Rows and columns that its outline can get to.
-        thin: (h, w) bool, there: pixels of its parts too thin for the filter.
+    Args:
+        image_rgb: (h, w, 3) uint8 RGB.
+        radius: Of the windows, in its pixels.
     """
 
-    def __init__(
-        self, labels: UInt8Array, object_id: int, image_rgb: UInt8Array, radius: int
-    ) -> None:
-        self.object_id = object_id
-        mask = (labels == object_id).astype(np.uint8)
-        self.place = _around(mask, 4 * radius)
-        mask = mask[self.place]
-        self.thin = _thin_parts(mask, radius)
-        gray = np.asarray(cv2.cvtColor(image_rgb[self.place], cv2.COLOR_RGB2GRAY), np.float32)
+    def __init__(self, image_rgb: UInt8Array, radius: int) -> None:
+        gray = np.asarray(cv2.cvtColor(image_rgb, cv2.COLOR_RGB2GRAY), np.float32)
         self._guide: Float32Array = gray / np.float32(255)
         step = max(1, radius // _SMALL_RADIUS)
         self._radius = round(radius / step)
-        self._size_wh = tuple(-(-length // step) for length in mask.shape[::-1])
+        self._size_wh = tuple(-(-length // step) for length in gray.shape[::-1])
         self._small = self._reduced(self._guide)
         self._mean = self._averaged(self._small)
         self._spread = self._averaged(self._small**2) - self._mean**2 + _EPSILON
 
-    def filtered(self, labels: UInt8Array) -> Float32Array:
-        """(h, w) float32 in about [0, 1], the object's share of the pixels in its place."""
-        mask = (labels[self.place] == self.object_id).astype(np.float32)
+    def filtered(self, inside: BoolArray) -> Float32Array:
+        """(h, w) bool mask -> (h, w) float32 in about [0, 1], its share of each pixel."""
+        mask = inside.astype(np.float32)
         small = self._reduced(mask)
         mean = self._averaged(small)
         covariance = self._averaged(self._small * small) - self._mean * mean
