@@ -30,7 +30,7 @@ _RADIUS = 4 / 854
 """From a window's middle to its side, as a share of the picture's longer side: four pixels at 480p,
 one cell and a half of the masks."""
 _SMALL_RADIUS = 2
-"""Pixels of the smaller picture."""
+"""The same in pixels of the smaller picture that the filter is made in."""
 _EPSILON = 1e-4
 """Variance of brightness in [0, 1] below which a window counts as flat."""
 _EXPLAINED = 0.1
@@ -72,15 +72,13 @@ def along_edges(labels: UInt8Array, image_rgb: UInt8Array, passes: int) -> UInt8
     spared = (before == VOID) | _thin_parts((before == 0).astype(np.uint8), radius)
     for object_id, place in places.items():
         spared[place] |= _thin_parts(masks[object_id][place], radius)
-    whole = _Filter(picture, radius)
-    each = {i: _Filter(picture[place], radius) for i, place in places.items() if len(ids) > 1}
+    whole, each = _Filter(picture, radius), {}
+    if len(ids) > 1:  # a single one has no rival
+        each = {i: _Filter(picture[place], radius) for i, place in places.items()}
     after = before
     for _ in range(passes):
-        found = np.isin(after, ids)
-        drawn = np.full_like(after, ids[0])
-        if each:
-            drawn = _competed(after, places, each)
-        drawn[whole.filtered(found) <= 0.5] = 0
+        drawn = _competed(after, places, each) if each else np.full_like(after, ids[0])
+        drawn[whole.filtered(np.isin(after, ids)) <= 0.5] = 0
         after = np.where(spared, before, drawn)
     after = np.where(spared, before, _without_specks(after, ids))
     for object_id, mask in masks.items():

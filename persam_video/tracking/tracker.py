@@ -213,7 +213,18 @@ class Tracker:
         return box_around(np.isin(labels, ids), self._track.crop_padding)
 
     def along_edges(self, labels: UInt8Array, image_rgb: UInt8Array) -> UInt8Array:
-        """Outlines as ``step`` draws them, for a label map made otherwise; see ``edges.py``."""
+        """Draw outlines as ``step`` does, by ``edge_passes``; see ``edges.py``.
+
+        Args:
+            labels: (H, W) uint8 label map that was made otherwise.
+            image_rgb: (H, W, 3) uint8 RGB picture that it belongs to.
+
+        Returns:
+            (H, W) uint8 label map.
+
+        Raises:
+            PromptError: Map and picture differ in size.
+        """
         passes = self._track.edge_passes if self._track.method == "track" else 0
         return along_edges(labels, image_rgb, passes)
 
@@ -342,7 +353,7 @@ class Tracker:
             else:
                 parts = [upscale_inside(logits[i], embedding) for i in shown]
             own = label_map(ids, parts, frame.size_hw)
-            found |= own > 0
+            found |= own > 0  # what is not shown of that is not learnt as background, either
             labels = self.along_edges(own, frame.image_rgb)
         if objects:
             self._method.remember(objects, embedding)
