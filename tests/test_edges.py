@@ -160,7 +160,8 @@ def test_edges_that_one_channel_does_not_show_are_followed() -> None:
 @pytest.mark.parametrize("size_hw", [(479, 854), (480, 853), (481, 900)])
 def test_a_picture_of_another_size_is_refused(size_hw: tuple[int, int]) -> None:
     labels = as_labels(disk(400, 240, 70))
-    with pytest.raises(PromptError, match=f"854x480 but its picture is {size_hw[1]}x{size_hw[0]}"):
+    size = f"{size_hw[1]} x {size_hw[0]}"
+    with pytest.raises(PromptError, match=f"854 x 480 pixels .* its picture has {size};"):
         along_edges(labels, np.zeros((*size_hw, 3), np.uint8), 2)
 
 

@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from persam_video.errors import PromptError
+from persam_video.references.masks import check_mask_size
 from persam_video.types import VOID, BoolArray, Float32Array, UInt8Array, object_ids
 
 _RADIUS = 4 / 854
@@ -55,11 +55,7 @@ def along_edges(labels: UInt8Array, image_rgb: UInt8Array, passes: int) -> UInt8
     Raises:
         PromptError: Map and picture differ in size.
     """
-    if labels.shape != image_rgb.shape[:2]:
-        raise PromptError(
-            f"the label map is {labels.shape[1]}x{labels.shape[0]} but its picture is "
-            f"{image_rgb.shape[1]}x{image_rgb.shape[0]} (width x height)"
-        )
+    check_mask_size(labels, (image_rgb.shape[0], image_rgb.shape[1]), of="its picture")
     radius = max(1, round(_RADIUS * max(labels.shape)))
     # All is done where something is: in a large picture the rest takes longer than the objects.
     everywhere = _around(labels, 4 * radius)

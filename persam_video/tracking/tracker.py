@@ -18,6 +18,7 @@ from persam_video.config import Config, PersonalizeConfig, TrackConfig
 from persam_video.errors import PersamError, PromptError
 from persam_video.personalize.prompted import masks_from_prompts
 from persam_video.personalize.target import grid_coverage, make_target
+from persam_video.references.masks import check_mask_size
 from persam_video.sam.decoder import SamDecoder, upscale_inside, upscale_logits
 from persam_video.sam.image_encoder import (
     Encoder,
@@ -466,11 +467,7 @@ class Tracker:
     ) -> None:
         """Make or renew the memory of every object in ``labels``."""
         check_label_map(labels)
-        if labels.shape != embedding.source_hw:
-            raise PromptError(
-                f"the mask is {labels.shape[1]}x{labels.shape[0]} but the frame is "
-                f"{embedding.source_hw[1]}x{embedding.source_hw[0]} (width x height)"
-            )
+        check_mask_size(labels, embedding.source_hw, of="the frame" if in_clip else "its picture")
         side = embedding.input_size // 4
         learnt = []
         for object_id in object_ids(labels):
