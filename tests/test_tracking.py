@@ -381,7 +381,7 @@ def test_tracker_misuse_raises_with_the_numbers(sam: Sam, scene: Clip) -> None:
         tracker.step(frame)
     with pytest.raises(PersamError, match="needs a frame"):
         tracker.add(labels)
-    with pytest.raises(PromptError, match="100 x 50 pixels .* the frame has 426 x 240;"):
+    with pytest.raises(PromptError, match=r"100 x 50 pixels .* the frame has 426 x 240;"):
         tracker.start(frame, np.eye(50, 100, dtype=np.uint8))
     with pytest.raises(PromptError, match="mask is empty"):
         tracker.start(frame, np.zeros(SIZE_HW, np.uint8))
