@@ -25,11 +25,11 @@ from persam_video.errors import CheckpointError, ConfigError
 from persam_video.evaluation.metrics import region_similarity
 from persam_video.geometry import box_to_sam, scale_box, scale_points
 from persam_video.sam import checkpoints, image_encoder, models, npm
+from persam_video.sam.attention import cells_to_tokens, tokens_to_cells, tokens_to_tokens
 from persam_video.sam.decoder import (
     Guidance,
     PromptBatch,
     SamDecoder,
-    guided_attention,
     upscale_logits,
 )
 from persam_video.sam.image_encoder import SamImageEncoder, VitBackbone
@@ -757,13 +757,33 @@ def test_decode_each_guidance_changes_the_answer(small: Small) -> None:
         assert (one - other).abs().max() > 1e-3
 
 
-def test_guided_attention_without_prior_is_plain(small: Small) -> None:
-    attention = small.decoder.mask_decoder.transformer.layers[0].cross_attn_token_to_image
-    q, k, v = (
-        torch.rand(2, n, 16, generator=torch.Generator().manual_seed(n)) for n in (5, 24, 24)
-    )
+def some(count: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(2, count, 16, generator=torch.Generator().manual_seed(seed + count))
 
-    assert torch.allclose(guided_attention(attention, q, k, v), attention(q=q, k=k, v=v), atol=1e-6)
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_attention_is_segment_anything_s(small: Small, layer: int) -> None:
+    block = small.decoder.mask_decoder.transformer.layers[layer]
+    tokens, others, cells, answers = some(5), some(5, seed=1), some(24), some(24, seed=1)
+    for attention, ours, q, k, v in (
+        (block.self_attn, tokens_to_tokens, tokens, others, tokens),
+        (block.cross_attn_token_to_image, tokens_to_cells, tokens, cells, answers),
+        (block.cross_attn_image_to_token, cells_to_tokens, cells, tokens, others),
+    ):
+        assert torch.allclose(ours(attention, q, k, v), attention(q=q, k=k, v=v), atol=1e-6)
+
+
+def test_a_prior_is_added_to_the_attention_s_logits(small: Small) -> None:
+    attention = small.decoder.mask_decoder.transformer.layers[0].cross_attn_token_to_image
+    tokens, cells, prior = some(5), some(24), torch.zeros(2, 24)
+    prior[:, 7] = 100.0  # so that nothing else counts
+    attended = tokens_to_cells(attention, tokens, cells, cells, prior)
+    alone = attention(q=tokens, k=cells[:, 7:8], v=cells[:, 7:8])
+    assert torch.allclose(attended, alone, atol=1e-6)
+    prior[:, 7] = torch.tensor(2.0).log()  # as if that cell were there twice
+    twice = torch.cat([cells, cells[:, 7:8]], dim=1)
+    attended = tokens_to_cells(attention, tokens, cells, cells, prior)
+    assert torch.allclose(attended, attention(q=tokens, k=twice, v=twice), atol=1e-6)
 
 
 # CUDA

@@ -20,6 +20,7 @@ from segment_anything.modeling import MaskDecoder, PromptEncoder
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
+from persam_video.sam.attention import cells_to_tokens, tokens_to_cells, tokens_to_tokens
 from persam_video.types import Candidates, Embedding, Window
 
 _SUPPORT = 2
@@ -96,14 +97,14 @@ class SamDecoder:
     def __init__(self, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder) -> None:
         self.prompt_encoder = prompt_encoder
         self.mask_decoder = mask_decoder
+        self.dtype = mask_decoder.iou_token.weight.dtype
+        """Number format that it runs in."""
         self._sized: dict[tuple[int, int], tuple[PromptEncoder, Tensor]] = {}
         with torch.inference_mode():
             grid = prompt_encoder.image_embedding_size
-            self._sized[grid] = prompt_encoder, prompt_encoder.get_dense_pe()
+            self._sized[grid] = prompt_encoder, self._grid_pe(prompt_encoder)
             first, self._norm, _, second, _ = mask_decoder.output_upscaling
             self._upscaling = _as_product(first), _as_product(second)
-        self.dtype = mask_decoder.iou_token.weight.dtype
-        """Number format that it runs in."""
 
     @property
     def device(self) -> torch.device:
@@ -144,8 +145,9 @@ class SamDecoder:
         own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
         tokens = torch.cat([own.expand(len(sparse), -1, -1), sparse.to(self.dtype)], dim=1)
         # Cells one after the other, their channels side by side: every step is a matrix product.
-        image = self._by_cells(cut(embedding.neck, where) + dense)
-        image_pe = self._by_cells(cut(grid_pe, where))
+        image = _cells(_by_channels(embedding.neck), where) + _by_channels(dense).flatten(1, 2)
+        image = image.to(self.dtype)
+        image_pe = _cells(grid_pe, where)
         prior = guidance.attention_prior
         if prior is not None:
             prior = cut(prior.view(-1, 1, *grid), where).flatten(1).to(self.dtype)
@@ -161,18 +163,18 @@ class SamDecoder:
         return Candidates(logits, predicted_iou)
 
     def _for_grid(self, embedding: Embedding) -> tuple[PromptEncoder, Tensor]:
-        """The prompt encoder with the embedding's size, and the cells' (1, 256, h, w) positions."""
+        """The prompt encoder with the embedding's size, and the cells' (1, h, w, 256) positions."""
         rows, columns = embedding.neck.shape[2:]
         if (rows, columns) not in self._sized:
             prompt_encoder = copy.copy(self.prompt_encoder)  # shares its weights
             prompt_encoder.image_embedding_size = rows, columns
             prompt_encoder.input_image_size = (embedding.input_size, embedding.input_size)
-            self._sized[rows, columns] = prompt_encoder, prompt_encoder.get_dense_pe()
+            self._sized[rows, columns] = prompt_encoder, self._grid_pe(prompt_encoder)
         return self._sized[rows, columns]
 
-    def _by_cells(self, maps: Tensor) -> Tensor:
-        """(N, C, h, w) -> (N, h * w, C) in the number format of the decoder."""
-        return maps.permute(0, 2, 3, 1).to(self.dtype).contiguous().flatten(1, 2)
+    def _grid_pe(self, prompt_encoder: PromptEncoder) -> Tensor:
+        """(1, h, w, 256) positional encoding of its cells, in the number format of the decoder."""
+        return _by_channels(prompt_encoder.get_dense_pe()).to(self.dtype).contiguous()
 
     def _transform(
         self, tokens: Tensor, image: Tensor, image_pe: Tensor, guidance: Guidance
@@ -191,7 +193,7 @@ class SamDecoder:
                 layer, queries, keys, tokens, image_pe, guidance.attention_prior
             )
         query = queries + tokens + semantic
-        attended = guided_attention(
+        attended = tokens_to_cells(
             transformer.final_attn_token_to_image, query, keys + image_pe, keys
         )
         return transformer.norm_final_attn(queries + attended), keys
@@ -218,7 +220,8 @@ class SamDecoder:
         x = F.gelu(F.linear(x, *second)).reshape(len(image), -1, kernels.shape[2])
         height, width = grid_hw
         # (rows, columns, rows and columns of the first 2 x 2, rows and columns of the second)
-        cells = (kernels @ x.transpose(1, 2)).view(*kernels.shape[:2], height, width, 2, 2, 2, 2)
+        cells = torch.bmm(kernels, x.transpose(1, 2))
+        cells = cells.view(*kernels.shape[:2], height, width, 2, 2, 2, 2)
         return cells.permute(0, 1, 2, 4, 6, 3, 5, 7).flatten(2, 4).flatten(3, 5)
 
 
@@ -255,49 +258,30 @@ def _two_way_block(
 ) -> tuple[Tensor, Tensor]:
     """One block of SAM's two-way transformer, its token-to-image attention guided by ``prior``."""
     if layer.skip_first_layer_pe:
-        queries = guided_attention(layer.self_attn, queries, queries, queries)
+        queries = tokens_to_tokens(layer.self_attn, queries, queries, queries)
     else:
         q = queries + query_pe
-        queries = queries + guided_attention(layer.self_attn, q, q, queries)
+        queries = queries + tokens_to_tokens(layer.self_attn, q, q, queries)
     queries = layer.norm1(queries)
 
     k = keys + key_pe
-    attended = guided_attention(layer.cross_attn_token_to_image, queries + query_pe, k, keys, prior)
+    attended = tokens_to_cells(layer.cross_attn_token_to_image, queries + query_pe, k, keys, prior)
     queries = layer.norm2(queries + attended)
     queries = layer.norm3(queries + layer.mlp(queries))
 
-    attended = guided_attention(layer.cross_attn_image_to_token, k, queries + query_pe, queries)
+    attended = cells_to_tokens(layer.cross_attn_image_to_token, k, queries + query_pe, queries)
     return queries, layer.norm4(keys + attended)
 
 
-def guided_attention(
-    attention: Any, q: Tensor, k: Tensor, v: Tensor, prior: Tensor | None = None
-) -> Tensor:
-    """Multi-head attention whose map can be modulated by a location prior.
+def _by_channels(maps: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N, H, W, C), a view."""
+    return maps.permute(0, 2, 3, 1)
 
-    PerSAM, section 3.2, with the modulation before the softmax: softmax(q k^T / sqrt(d) + alpha S).
-    The released code computes softmax(softmax(q k^T / sqrt(d)) + S) instead; over some thousand
-    cells that is nearly uniform and loses what SAM attends to (docs/method.md).
-    Without a prior it is plain attention.
 
-    Args:
-        attention: segment_anything ``Attention`` module.
-        q: (N, K, C), what asks.
-        k: (N, L, C), what is asked, with its positional encoding.
-        v: (N, L, C), what is answered.
-        prior: (N, L) alpha S, added to the attention's logits, or None.
-
-    Returns:
-        (N, K, C) attended.
-    """
-    query, key, value = (
-        project(x).unflatten(2, (attention.num_heads, -1)).transpose(1, 2)
-        for project, x in ((attention.q_proj, q), (attention.k_proj, k), (attention.v_proj, v))
-    )
-    bias = None if prior is None else prior[:, None, None, :]
-    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-    out: Tensor = attention.out_proj(attended.transpose(1, 2).flatten(2))
-    return out
+def _cells(maps: Tensor, windows: Sequence[Window]) -> Tensor:
+    """(N or 1, H, W, C) -> (N, h * w, C), cells of N windows of one size; maps as for ``cut``."""
+    parts = [maps[(i % len(maps), *w.slices)] for i, w in enumerate(windows)]
+    return torch.stack(parts).flatten(1, 2)
 
 
 def cut(maps: Tensor, windows: Sequence[Window]) -> Tensor:
