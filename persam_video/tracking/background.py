@@ -11,6 +11,7 @@ a change says nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -66,6 +67,10 @@ _BLUR = 1.0
 """Pixels, standard deviation of the smoothing before and after the comparison."""
 _FEWEST_PIXELS = 50
 """Background around the objects, in pixels, of which a share means something."""
+_WHOLLY, _HALF = 252, 127
+"""Of 255, what a pixel of a moved mask has more of when nearly all of it is inside, and half."""
+_EVERY = 4
+"""Of the rows and columns one in so many is enough for how much pixels usually differ."""
 _THUMBNAIL = 32, 18
 """Width and height to which pictures are reduced where only their whole counts."""
 _CUT = 3.0
@@ -160,15 +165,15 @@ class Background:
             assert old is not None
             stayed = _nearer_than(_CHANGING * _NOISE, colours, _warped(old.colours, moved))
             self._mean = _warped(self._mean, moved)
+            self._spread = _warped(self._spread, moved)
             masks = self._known, self._objects, self._inside, self._empty
-            together = _warped(np.stack([self._spread, *masks], axis=2, dtype=np.float32), moved)
-            self._spread = together[..., 0].copy()
+            known, objects, inside, empty = cv2.split(_warped(_in_bytes(masks), moved))
             # Interpolation takes a rim off what is known with every motion, and with it what has
             # been behind the object for so long that its place is no longer certain.
-            self._known, self._objects = together[..., 1] > 0.99, together[..., 2] > 0.5
-            self._inside, self._empty = together[..., 3] > 0.5, together[..., 4] > 0.99
+            self._known, self._empty = known > _WHOLLY, empty > _WHOLLY
+            self._objects, self._inside = objects > _HALF, inside > _HALF
         difference = _difference(colours, self._mean)
-        sampled = difference[::2, ::2][self._known[::2, ::2]]
+        sampled = difference[::_EVERY, ::_EVERY][self._known[::_EVERY, ::_EVERY]]
         usual = float(np.percentile(sampled, 70)) if sampled.size else 0.0
         floor = max(usual, _NOISE)
         spread = np.maximum(self._spread, floor)
@@ -211,7 +216,7 @@ class Background:
         old = known.astype(np.uint8)
         cv2.accumulateWeighted(view.colours, self._mean, _LEARNT, mask=old)
         cv2.accumulateWeighted(view.difference, self._spread, _SPREAD_LEARNT, mask=old)
-        self._mean[new] = view.colours[new]
+        cv2.copyTo(view.colours, new.view(np.uint8), self._mean)
         self._spread[new] = _NOISE
         self._known |= free
         # What has changed may be an object that was missed, and has been learnt as background.
@@ -273,9 +278,14 @@ def _reduced(image_rgb: UInt8Array, longest: int, blur: float) -> tuple[UInt8Arr
     height, width = image_rgb.shape[:2]
     scale = min(1.0, longest / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    small = cv2.resize(image_rgb, size, interpolation=cv2.INTER_AREA)
-    lab = np.asarray(cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2LAB), np.float32)
-    lab[..., 0] *= _LIGHTNESS
+    small: NDArray[Any] = image_rgb
+    while min(small.shape[1] / size[0], small.shape[0] / size[1]) >= 2:
+        half = small.shape[1] // 2, small.shape[0] // 2
+        small = cv2.resize(small, half, interpolation=cv2.INTER_AREA)
+    small = cv2.resize(small, size, interpolation=cv2.INTER_LINEAR)
+    # Its steps of 1, of lightness 0.4, are far below the noise, and smoothed away besides.
+    lab = cv2.cvtColor(small, cv2.COLOR_RGB2LAB).astype(np.float32)
+    lab[..., 0] *= _LIGHTNESS * 100 / 255
     colours = cv2.GaussianBlur(lab, (0, 0), blur)
     gray = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
     return np.asarray(gray, np.uint8), np.asarray(colours, np.float32)
@@ -313,11 +323,15 @@ def _nearer_than(distance: float, a: Float32Array, b: Float32Array) -> BoolArray
     return np.asarray(cv2.transform(apart, np.ones((1, 3), np.float32)) < distance**2)
 
 
-def _warped(picture: Float32Array, moved: NDArray[np.float64]) -> Float32Array:
+def _warped(picture: NDArray[Any], moved: NDArray[np.float64]) -> NDArray[Any]:
     """A picture as seen after the camera's motion; 0 where it had not been seen."""
     height, width = picture.shape[:2]
-    warped = cv2.warpPerspective(picture, moved, (width, height), flags=cv2.INTER_LINEAR)
-    return np.asarray(warped, np.float32)
+    return cv2.warpPerspective(picture, moved, (width, height), flags=cv2.INTER_LINEAR)
+
+
+def _in_bytes(masks: Sequence[BoolArray]) -> UInt8Array:
+    """(h, w) bool masks -> (h, w, n) uint8, 255 where one is true."""
+    return np.asarray(cv2.merge([255 * mask.view(np.uint8) for mask in masks]), np.uint8)
 
 
 def _taken(mask: BoolArray, view: _View, around: float) -> tuple[BoolArray, BoolArray]:

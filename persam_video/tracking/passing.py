@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from persam_video.geometry import box_iou
-from persam_video.types import VOID, BoolArray, Float32Array, UInt8Array, object_ids
+from persam_video.types import VOID, BoolArray, Float32Array, UInt8Array
 
 _LENGTH_DECAY = 0.95
 """Of an object's length that is partly hidden, per frame."""
@@ -74,9 +74,9 @@ class Passing:
             camera = np.eye(3)
         self._carry(camera)
         passed, before, self._extents = np.zeros(labels.shape, np.bool_), self._extents, {}
-        places = ndimage.find_objects(labels)
-        for object_id in object_ids(labels):
-            place = places[object_id - 1]  # the rectangle that it is in
+        for object_id, place in enumerate(ndimage.find_objects(labels), 1):
+            if place is None or object_id == VOID:  # the rectangle that it is in
+                continue
             mask = labels[place] == object_id
             _, parts, boxes, _ = cv2.connectedComponentsWithStats(
                 mask.astype(np.uint8), connectivity=4
