@@ -19,8 +19,10 @@ from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 from persam_video.config import TrackConfig
 from persam_video.types import Embedding
 
-_LOOKS = 96
-"""Of the components, the first that cells are compared in; more change nothing and cost time."""
+_LOOKS = 48
+"""Of the components, the first that cells are compared in; twice as many change nothing."""
+_ACROSS = 2
+"""Of a row of embedded cells one in so many is sampled: neighbours are much alike."""
 _ROUND = 256
 """Rows that a matrix product has a multiple of."""
 
@@ -152,7 +154,8 @@ class FrameFeatures:
         coarse: (h', w', C) float32, what all maps add that are coarser than the grid, and the 1.
         factor: By which these are.
         fine: The maps that are as fine as the grid, (h, w, C_i), and what they add.
-        step: Of every so many rows and columns one is sampled: neighbours are much alike.
+        step: How many of these cells, across, are one of the embedding's.
+        every: Of so many rows, and of so many columns, one is sampled.
         samples: (h'', w'', C) float32, these cells, from everywhere.
         sums: Over these, which stand for all cells, and over others that are background too.
     """
@@ -162,6 +165,7 @@ class FrameFeatures:
     factor: int
     fine: tuple[tuple[Projection, Tensor], ...]
     step: int
+    every: tuple[int, int]
     samples: Tensor
     sums: Sums
 
@@ -171,7 +175,7 @@ class FrameFeatures:
         cells = F.pad(components, (0, 1), value=1.0)
         height, width = cells.shape[:2]
         sums = Sums.over(cells.flatten(0, 1))
-        return cls((height, width), cells, 1, (), 1, cells, sums)
+        return cls((height, width), cells, 1, (), 1, (1, 1), cells, sums)
 
     def at(self, cells: Tensor) -> Tensor:
         """(n,) indices of cells, row after row -> (n, C) float32."""
@@ -210,11 +214,12 @@ class FrameFeatures:
 
     def sampled(self, where: Tensor) -> Tensor:
         """(n, C) samples that are in a (h, w) bool region."""
-        return self.samples[where[:: self.step, :: self.step]]
+        down, across = self.every
+        return self.samples[where[::down, ::across]]
 
     def sum_sampled(self, cells: Tensor) -> Sums:
         """The share of the frame's sums that some (n, C) samples have."""
-        return Sums.over(cells).times(_weight(self.size_hw, self.step))
+        return Sums.over(cells).times(_weight(self.size_hw, self.every))
 
     def _features(self, cells: Tensor, first: int | None) -> Tensor:
         rows, columns = self._rows_and_columns(cells)
@@ -283,10 +288,11 @@ class FeatureSpace:
     def features(self, embedding: Embedding) -> FrameFeatures:
         """What is learnt from or scored in one frame, on the grid of ``grid_size``."""
         size_hw, step = grid_size(embedding, self.stride), self._step(embedding)
+        every = step, _ACROSS * step
         fine, coarse, factor = self._parts(embedding)
-        samples = _samples(fine, coarse, factor, step)
-        sums = Sums.over(samples.flatten(0, 1)).times(_weight(size_hw, step))
-        return FrameFeatures(size_hw, coarse, factor, fine, step, samples, sums)
+        samples = _samples(fine, coarse, factor, every)
+        sums = Sums.over(samples.flatten(0, 1)).times(_weight(size_hw, every))
+        return FrameFeatures(size_hw, coarse, factor, fine, step, every, samples, sums)
 
     def sums(self, embedding: Embedding, where: Tensor) -> Sums:
         """Over a part of a frame.
@@ -296,11 +302,11 @@ class FeatureSpace:
             where: (h, w) bool over the embedding's own cells that show anything.
         """
         step = self._step(embedding)
-        samples = _samples(*self._parts(embedding), step)
-        return Sums.over(samples[where]).times(step**2)
+        samples = _samples(*self._parts(embedding), (step, _ACROSS * step))
+        return Sums.over(samples[where[:, ::_ACROSS]]).times(_ACROSS * step**2)
 
     def _step(self, embedding: Embedding) -> int:
-        """Cells of the feature grid, across, of which one is summed: one per embedded cell."""
+        """How many cells of the feature grid, across, are one of the embedding's."""
         return embedding.input_size // max(embedding.neck.shape[2:]) // self.stride
 
     def _parts(self, embedding: Embedding) -> tuple[_Fine, Tensor, int]:
@@ -325,18 +331,19 @@ class FeatureSpace:
 _Fine = tuple[tuple[Projection, Tensor], ...]
 
 
-def _samples(fine: _Fine, coarse: Tensor, factor: int, step: int) -> Tensor:
-    """(h'', w'', C), one of every ``step`` rows and columns, of the parts of ``FrameFeatures``."""
-    samples = _enlarged_every(coarse, factor, step)
+def _samples(fine: _Fine, coarse: Tensor, factor: int, every: tuple[int, int]) -> Tensor:
+    """(h'', w'', C), one of so many rows and columns, of the parts of ``FrameFeatures``."""
+    down, across = every
+    samples = _enlarged_every(coarse, factor, every)
     for projection, m in fine:
-        samples += projection.components(m[::step, ::step])
+        samples += projection.components(m[::down, ::across])
     return samples
 
 
-def _weight(size_hw: Sequence[int], step: int) -> float:
+def _weight(size_hw: tuple[int, int], every: tuple[int, int]) -> float:
     """For how many cells of a grid each one stands that is summed."""
-    height, width = size_hw
-    return height * width / (-(-height // step) * -(-width // step))
+    (height, width), (down, across) = size_hw, every
+    return height * width / (-(-height // down) * -(-width // across))
 
 
 def _enlarged(m: Tensor, factor: int, size_hw: tuple[int, int]) -> Tensor:
@@ -357,18 +364,22 @@ def _enlarged_at(m: Tensor, factor: int, rows: Tensor, columns: Tensor) -> Tenso
     for place, length in ((rows, m.shape[0]), (columns, m.shape[1])):
         middle = ((place + 0.5) / factor - 0.5).clamp(0, length - 1)
         first = middle.long()
-        sides.append((first, (first + 1).clamp_max(length - 1), (middle - first)[:, None]))
-    (top, bottom, down), (left, right, across) = sides
-    upper = torch.lerp(m[top, left], m[top, right], across)
-    lower = torch.lerp(m[bottom, left], m[bottom, right], across)
-    return torch.lerp(upper, lower, down)
+        second = middle - first
+        both = torch.stack([first, (first + 1).clamp_max(length - 1)], dim=1)
+        sides.append((both, torch.stack([1 - second, second], dim=1)))
+    (down, down_shares), (across, across_shares) = sides
+    corners = (down[:, :, None] * m.shape[1] + across[:, None, :]).flatten(1)
+    shares = (down_shares[:, :, None] * across_shares[:, None, :]).flatten(1)
+    # Made for words of a text, it weighs and sums rows of a matrix without copying them first.
+    cells = m.flatten(0, 1).contiguous()
+    return F.embedding_bag(corners, cells, mode="sum", per_sample_weights=shares)
 
 
-def _enlarged_every(m: Tensor, factor: int, step: int) -> Tensor:
-    """One of every ``step`` rows and columns of an enlarged map; ``step`` is a multiple."""
+def _enlarged_every(m: Tensor, factor: int, every: tuple[int, int]) -> Tensor:
+    """One of so many rows and columns of an enlarged map, which are multiples of ``factor``."""
     # The first of the cells that one becomes lies before its middle.
     before = 0.5 - 0.5 / factor
-    for dim in (0, 1):
+    for dim, step in enumerate(every):
         here = torch.arange(0, m.shape[dim], step // factor, device=m.device)
         there = (here - 1).clamp_min(0)
         m = torch.lerp(m.index_select(dim, here), m.index_select(dim, there), before)

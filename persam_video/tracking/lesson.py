@@ -19,7 +19,7 @@ _NEAR = 1.5
 _EVERY = 4
 """Of the cells farther off, and of those of other objects there, every fourth is learnt and counts
 for four: neighbours are much alike."""
-_MOST_NEAR, _MOST_FAR = 1024, 2048
+_MOST_NEAR, _MOST_FAR = 1024, 1024
 """Most cells learnt of these two kinds; of more so many, evenly spread."""
 
 _OTHERS = 1 / 3
@@ -36,6 +36,7 @@ class Lesson:
         itself: (h, w) bool, those that are the object.
         cells: (M,) indices of cells of the region, those nearest to it first.
         features: (M, C) float32, the features of these.
+        near: How many of these, the first ones, are near the object.
         counts: (M,) float32, for how many cells each of them counts.
         shares: (M,) float32 in [0, 1], of the object in each of them; 1 in the fullest.
         own: Sums over those that are the object.
@@ -51,6 +52,7 @@ class Lesson:
     itself: Tensor
     cells: Tensor
     features: Tensor
+    near: int
     counts: Tensor
     shares: Tensor
     own: Sums
@@ -77,7 +79,7 @@ class Lesson:
     ) -> list[Lesson]:
         """The same of several objects, whose regions may overlap."""
         chosen = [_chosen(*both, frame.step) for both in zip(masks, regions, strict=True)]
-        features = frame.at_each([cells for cells, _ in chosen])
+        features = frame.at_each([cells for cells, _, _ in chosen])
         return [
             cls._of(mask, region, *cells_and_counts, made)
             for mask, region, cells_and_counts, made in zip(
@@ -87,7 +89,13 @@ class Lesson:
 
     @classmethod
     def _of(
-        cls, mask: Tensor, region: Tensor, cells: Tensor, counts: Tensor, features: Tensor
+        cls,
+        mask: Tensor,
+        region: Tensor,
+        cells: Tensor,
+        near: int,
+        counts: Tensor,
+        features: Tensor,
     ) -> Lesson:
         shares = mask.flatten()[cells]
         # A thin object fills no cell; its fullest cells are what there is of it.
@@ -96,7 +104,9 @@ class Lesson:
         inside = shares > 0.5
         own, beside = (Sums.over(features[some], counts[some]) for some in (inside, ~inside))
         nothing = features[:0], counts[:0]
-        return cls(mask, region, itself, cells, features, counts, shares, own, beside, *nothing)
+        return cls(
+            mask, region, itself, cells, features, near, counts, shares, own, beside, *nothing
+        )
 
     def against(
         self,
@@ -136,8 +146,8 @@ class Lesson:
         )
 
 
-def _chosen(mask: Tensor, region: Tensor, step: int) -> tuple[Tensor, Tensor]:
-    """Cells of a region that are learnt: (M,) indices, and for how many each counts."""
+def _chosen(mask: Tensor, region: Tensor, step: int) -> tuple[Tensor, int, Tensor]:
+    """Cells of a region: (M,) indices, how many are near the object, for how many each counts."""
     place = rectangle_of(region)
     # Of an object smaller than a cell its fullest cells count as touched.
     least = (mask[place].max() / 2).clamp_max(_TOUCHED)
@@ -148,7 +158,7 @@ def _chosen(mask: Tensor, region: Tensor, step: int) -> tuple[Tensor, Tensor]:
     near[place] = F.max_pool2d(rows, (1, 2 * reach + 1), stride=1, padding=(0, reach))[0, 0] > 0
     kinds = _spread(region & near, 1, _MOST_NEAR), _spread(region & ~near, _EVERY, _MOST_FAR)
     cells, counts = (torch.cat(parts) for parts in zip(*kinds, strict=True))
-    return cells, counts
+    return cells, len(kinds[0][0]), counts
 
 
 def _spread(place: Tensor, every: int, most: int) -> tuple[Tensor, Tensor]:
