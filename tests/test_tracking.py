@@ -23,6 +23,7 @@ from persam_video.personalize.cascade import best_of_multimask
 from persam_video.personalize.target import Target
 from persam_video.references.prompts import parse_prompts
 from persam_video.sam.decoder import SamDecoder
+from persam_video.sam.machine import threads_taken
 from persam_video.sam.models import load_sam
 from persam_video.tracking import propagation
 from persam_video.tracking.aggregation import label_map, soft_aggregate
@@ -119,6 +120,20 @@ def test_tracker_draws_outlines_along_edges_but_not_the_reference_s_nor_the_pape
     drawn = along_edges(found[0][1], image, 2 if method == "track" else 0)
     np.testing.assert_array_equal(found[2][1], drawn)
     assert (drawn != found[0][1]).any() == (method == "track")
+
+
+@pytest.mark.parametrize("threads", [2, 4])
+def test_tracker_finds_the_same_on_one_thread_and_side_by_side_on_more(
+    sam: Sam, scene: Clip, threads: int
+) -> None:
+    found = []
+    for count in (1, threads):
+        with threads_taken(count):
+            found.append(follow(make_tracker(sam, "track"), scene))
+    for (labels, states), (others, other_states) in zip(*found, strict=True):
+        # Sums of floats depend on how many threads share them.
+        assert region_similarity(labels > 0, others > 0) > 0.99
+        assert states == other_states
 
 
 @pytest.mark.parametrize("method", METHODS)

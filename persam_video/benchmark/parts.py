@@ -5,6 +5,7 @@ The code that is measured knows nothing of it and pays nothing when nobody measu
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Any
 from persam_video.sam.decoder import SamDecoder
 from persam_video.sam.image_encoder import SamImageEncoder
 from persam_video.sam.machine import wait_for_gpu
-from persam_video.tracking import tracker
+from persam_video.tracking import side_by_side, tracker
 from persam_video.tracking.background import Background
 from persam_video.tracking.close_up import CloseUps
 from persam_video.tracking.persam import PersamMethod
@@ -35,17 +36,19 @@ STEP_PARTS: Mapping[str, tuple[Place, ...]] = {
         (tracker, "label_map"),
     ),
     "learn": ((PropagationMethod, "remember"), (PersamMethod, "remember"), (Background, "learn")),
+    "waiting": ((side_by_side, "_wait_for"),),
 }
 """Parts of ``Tracker.step``. ``prior`` is all of finding a mask but the decoder itself: features,
-location prior, prompts, the blend of the two."""
+location prior, prompts, the blend of the two. ``waiting`` is for what other threads do meanwhile,
+as far as it takes longer."""
 
 
 @contextmanager
 def timed_parts(parts: Mapping[str, tuple[Place, ...]]) -> Iterator[dict[str, float]]:
-    """Sum up the seconds spent in each part while in the block.
+    """Sum up the seconds that this thread spends in each part while in the block.
 
-    A part that runs inside another one is taken off that one, so that the parts add up. A GPU in
-    use is waited for at both ends of every call.
+    A part that runs inside another one is taken off that one, so that the parts add up. What other
+    threads do meanwhile is not counted. A GPU in use is waited for at both ends of every call.
 
     Args:
         parts: Name -> the calls that belong to it.
@@ -58,10 +61,11 @@ def timed_parts(parts: Mapping[str, tuple[Place, ...]]) -> Iterator[dict[str, fl
     """
     seconds = dict.fromkeys(parts, 0.0)
     inner: list[float] = []  # per open call, seconds of the calls inside it
+    own = threading.get_ident()
     originals = [(*place, getattr(*place), name) for name, p in parts.items() for place in p]
     try:
         for owner, attribute, original, name in originals:
-            setattr(owner, attribute, _timed(original, name, seconds, inner))
+            setattr(owner, attribute, _timed(original, name, seconds, inner, own))
         yield seconds
     finally:
         for owner, attribute, original, _ in originals:
@@ -69,9 +73,15 @@ def timed_parts(parts: Mapping[str, tuple[Place, ...]]) -> Iterator[dict[str, fl
 
 
 def _timed(
-    original: Callable[..., Any], name: str, seconds: dict[str, float], inner: list[float]
+    original: Callable[..., Any],
+    name: str,
+    seconds: dict[str, float],
+    inner: list[float],
+    thread: int,
 ) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != thread:
+            return original(*args, **kwargs)
         wait_for_gpu()
         begun = time.perf_counter()
         inner.append(0.0)

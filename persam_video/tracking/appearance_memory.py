@@ -16,12 +16,17 @@ from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 from persam_video.tracking.features import filled_up, looks_of
 from persam_video.tracking.lesson import Lesson
+from persam_video.tracking.side_by_side import spread
 
 _SHARPNESS = 32.0
 """One over the cosine by which a remembered cell is more similar to weigh e times as much; a power
 of two, so that it is itself in bfloat16, too."""
+_FAR = 2
+"""Of the cells learnt that are not near the object one in so many is remembered, for all."""
 _CHUNK = 192
 """Cells asked about at once, so that what they are compared with stays in the processor's cache."""
+_BLOCK = 2 * _CHUNK
+"""Cells that one thread asks about before another one may go on."""
 
 
 class AppearanceMemory:
@@ -69,14 +74,8 @@ class AppearanceMemory:
         cells, counts = F.pad(cells, (0, 0, 0, nothing)).T, F.pad(counts, (0, nothing))
         asked = F.pad(_SHARPNESS * looks, (0, 1), value=-_SHARPNESS)
         asked = F.pad(asked, (0, 0, 0, -len(looks) % _CHUNK)).to(self._dtype)
-        buffer = asked.new_empty(_CHUNK, cells.shape[1])
-        scores = []
-        for chunk in torch.split(asked, _CHUNK):
-            # With the column of ones: sharpness x (cosine - 1), so the exponential is at most 1.
-            weights = torch.mm(chunk, cells, out=buffer).exp_()
-            of_object, of_all = F.linear(counts, weights).float()
-            scores.append(2 * of_object / of_all - 1)
-        return torch.cat(scores)[: len(looks)]
+        blocks = torch.split(asked, _BLOCK)
+        return torch.cat(spread(lambda b: _labels(b, cells, counts), blocks))[: len(looks)]
 
     def _entry(self, lesson: Lesson) -> tuple[Tensor, Tensor]:
         """What is remembered of a frame.
@@ -85,8 +84,33 @@ class AppearanceMemory:
             (M, D + 1) looks of cells and a column of ones, and (2, M) for how many cells of the
             object, and of anything, each of them counts.
         """
-        looks = looks_of(torch.cat([lesson.features, lesson.others]))
-        counts = torch.cat([lesson.counts, lesson.other_counts])
-        shares = F.pad(lesson.mask.flatten()[lesson.cells], (0, len(lesson.others)))
+        learnt, near = len(lesson.cells) + len(lesson.others), lesson.near
+        device = lesson.cells.device
+        kept = torch.cat([torch.arange(near), torch.arange(near, learnt, _FAR)]).to(device)
+        looks = looks_of(torch.cat([lesson.features, lesson.others])[kept])
+        counts = torch.cat([lesson.counts, lesson.other_counts])[kept]
+        counts[near:] *= (learnt - near) / max(1, len(kept) - near)
+        shares = F.pad(lesson.mask.flatten()[lesson.cells], (0, len(lesson.others)))[kept]
         ones = F.pad(looks, (0, 1), value=1.0)
         return ones.to(self._dtype), torch.stack([shares * counts, counts]).to(self._dtype)
+
+
+def _labels(asked: Tensor, cells: Tensor, counts: Tensor) -> Tensor:
+    """The label of each cell by those that are remembered.
+
+    Args:
+        asked: (n, D + 1) looks times the sharpness, and a column of minus the sharpness.
+        cells: (D + 1, M) looks of the remembered cells, and a row of ones.
+        counts: (2, M) for how many cells of the object, and of anything, each of them counts.
+
+    Returns:
+        (n,) float32 in [-1, 1].
+    """
+    buffer = asked.new_empty(_CHUNK, cells.shape[1])
+    labels = []
+    for chunk in torch.split(asked, _CHUNK):
+        # With the column of ones: sharpness x (cosine - 1), so the exponential is at most 1.
+        weights = torch.mm(chunk, cells, out=buffer).exp_()
+        of_object, of_all = F.linear(counts, weights).float()
+        labels.append(2 * of_object / of_all - 1)
+    return torch.cat(labels)

@@ -34,6 +34,7 @@ from persam_video.tracking.lesson import Lesson
 from persam_video.tracking.objects import TrackedObject
 from persam_video.tracking.persam import PersamMethod, relative_likeness, remember_likeness
 from persam_video.tracking.sharpening import sharpened
+from persam_video.tracking.side_by_side import spread
 from persam_video.tracking.target_model import TargetModel
 from persam_video.types import Embedding, ObjectState
 
@@ -126,6 +127,11 @@ class PropagationMethod:
             self._frame = embedding, features
         return self._frame[1]
 
+    def prepare(self, embedding: Embedding) -> None:
+        """Compute the features of a new frame, if the clip has a feature space already."""
+        if self._space is not None:
+            self._features(embedding)
+
     def segment(
         self, objects: list[TrackedObject], embedding: Embedding, change: Change | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -158,10 +164,11 @@ class PropagationMethod:
         stride = grid_stride(self._config, embedding)
         near = on_grid(moved, embedding, stride)
         regions = [self._search_region(obj, embedding) for obj in objects]
-        priors = [
-            self._prior(obj, embedding, region, m)
-            for obj, region, m in zip(objects, regions, near, strict=True)
-        ]
+        frame = self._features(embedding)
+        priors = spread(
+            lambda each: self._prior(*each, frame, embedding),
+            zip(objects, regions, near, strict=True),
+        )
         prior = on_square(torch.stack(priors), embedding, stride)
         tracked = ObjectState.TRACKED
         missed = prior.new_tensor([0 if o.state is tracked else o.area for o in objects])
@@ -188,18 +195,24 @@ class PropagationMethod:
         return torch.where(lost[:, None, None], -2 * limit * change.empty, moved)
 
     def _prior(
-        self, obj: TrackedObject, embedding: Embedding, region: Tensor, moved: Tensor
+        self,
+        obj: TrackedObject,
+        region: Tensor,
+        moved: Tensor,
+        frame: FrameFeatures,
+        embedding: Embedding,
     ) -> Tensor:
         """(h, w) logits on the feature grid; the lowest ones outside the search region.
 
         Args:
             obj: The object.
-            embedding: Of the frame.
             region: (h, w) bool, where it is searched.
             moved: (h, w) logits of ``_moved`` on the feature grid.
+            frame: Features of the frame.
+            embedding: Of the frame.
         """
         assert obj.model is not None
-        config, frame = self._config, self._features(embedding)
+        config = self._config
         # In a whole frame single cells find their like: a lost object is searched by the model.
         memory = obj.memory if obj.frames_lost == 0 else None
         score = cell_scores(frame, region, obj.model, memory, config)
@@ -253,14 +266,17 @@ class PropagationMethod:
             return
         seen = [obj for obj in objects if obj.frames_lost == 0]
         frame, lessons = self._lessons(pupils, embedding, seen)
-        for obj, lesson in zip(pupils, lessons, strict=True):
-            if obj.model is None:
-                self._fit(obj, frame, lesson)
-                obj.found = True
-            else:
-                obj.model.update(frame, lesson)
-                obj.memory.update(lesson)
-                obj.frames_untaught = 0
+        spread(lambda each: self._learn(*each, frame), zip(pupils, lessons, strict=True))
+
+    def _learn(self, obj: TrackedObject, lesson: Lesson, frame: FrameFeatures) -> None:
+        """Learn from a frame; the first time, of the object of a photo, as from a reference."""
+        if obj.model is None:
+            self._fit(obj, frame, lesson)
+            obj.found = True
+        else:
+            obj.model.update(frame, lesson)
+            obj.memory.update(lesson)
+            obj.frames_untaught = 0
 
     def _lessons(
         self, pupils: list[TrackedObject], embedding: Embedding, seen: list[TrackedObject]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,7 @@ from persam_video.sam.decoder import (
     to_square,
     window_seen,
 )
+from persam_video.tracking.side_by_side import large_step
 from persam_video.types import Candidates, Embedding, Window
 
 _BELIEF = 0.3
@@ -74,7 +77,8 @@ def sharpened(
     sharp = prior.clone()
     for some in _of_one_size(windows, asked):
         seen = [windows[i] for i in some]
-        candidates = decoder.decode(embedding, prompts.of(some), windows=seen)
+        with large_step() if len(some) > 1 else nullcontext():
+            candidates = decoder.decode(embedding, prompts.of(some), windows=seen)
         seen = [window.scaled(4) for window in seen]
         p = cut(prior[some, None], seen)[:, 0]
         come = cut(moved[some, None], seen)[:, 0]

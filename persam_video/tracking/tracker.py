@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from persam_video.config import Config, PersonalizeConfig, TrackConfig
 from persam_video.errors import PersamError, PromptError
@@ -32,12 +30,15 @@ from persam_video.tracking.background import Background, Change
 from persam_video.tracking.close_up import CloseUps
 from persam_video.tracking.crop import box_ahead, box_around, shows_expected_places
 from persam_video.tracking.edges import along_edges
+from persam_video.tracking.method import Method
 from persam_video.tracking.motion import Motion
 from persam_video.tracking.objects import TrackedObject, without_strays
 from persam_video.tracking.persam import PersamMethod
 from persam_video.tracking.propagation import PropagationMethod
+from persam_video.tracking.side_by_side import side_by_side, small_steps, spread
 from persam_video.types import (
     VOID,
+    BoolArray,
     Box,
     Embedding,
     Frame,
@@ -54,34 +55,6 @@ PLANNED = 3
 
 _REFERENCE_EPS = 1 / (1 + math.exp(8))
 """Chance that the reference is wrong about a cell: its logits are within +-8."""
-
-
-class Method(Protocol):
-    """Finds masks; see ``PersamMethod`` and ``PropagationMethod`` for the arguments."""
-
-    def learn(
-        self,
-        objects: list[TrackedObject],
-        embedding: Embedding,
-        *,
-        in_clip: bool = True,
-        whole: Embedding | None = None,
-    ) -> None:
-        """Take each object's ``logits`` as its reference in a frame, or in another picture.
-
-        Where the embedding is of a part of the clip's first frame, ``whole`` is of all of it.
-        """
-
-    def segment(
-        self, objects: list[TrackedObject], embedding: Embedding, change: Change | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """(N, 4h, 4w) logits and (N,) scores of the objects in a new frame.
-
-        ``change`` is what ``Background.look`` says about it, over the padded square.
-        """
-
-    def remember(self, objects: list[TrackedObject], embedding: Embedding) -> None:
-        """Learn from the frame just segmented, after the objects have competed for its pixels."""
 
 
 class Tracker:
@@ -300,17 +273,27 @@ class Tracker:
         if not self._objects and self._latest is None:
             raise PersamError("step() before start(): the tracker has no object to follow")
         objects = self._in_order()
-        change = self._background.look(frame.image_rgb) if self._background else None
+        embedding = embedding or self.encode(frame.image_rgb, self._planned[0])
+        change = self._look(frame, embedding)
         if self._background and self._background.cut:
             for obj in objects:
                 obj.lose()
-        embedding = embedding or self.encode(frame.image_rgb, self._planned[0])
         if not shows_expected_places(objects, embedding):
             embedding = self.encode(frame.image_rgb, self._box_ahead(1))
         self._latest = frame, embedding
         labels = self._segment(objects, frame, embedding, change)
         self._planned = *self._planned[1:], self._box_ahead(PLANNED)
         return self._result(frame, labels)
+
+    def _look(self, frame: Frame, embedding: Embedding) -> Change | None:
+        """Compare a new frame with the background, and prepare the method for it meanwhile."""
+        background = self._background
+        if background is None:
+            return None
+        change, _ = side_by_side(
+            lambda: background.look(frame.image_rgb), lambda: self._method.prepare(embedding)
+        )
+        return change
 
     def _segment(
         self,
@@ -320,52 +303,71 @@ class Tracker:
         change: Change | None,
     ) -> UInt8Array:
         """(H, W) uint8 label map of a frame; everything learns from it."""
-        labels = np.zeros(frame.size_hw, np.uint8)
-        found = labels > 0
         lost = [obj for obj in objects if obj.frames_lost > 0]
         if change is not None and lost:
             change = change.without_what_has_come()  # it may be the lost one
         if objects:
-            square = change.over_square(embedding) if change else None
-            claimed, scores = self._method.segment(objects, embedding, square)
-            rows, columns = (-(-length // 4) for length in embedding.input_hw)
-            claimed = without_strays(
-                claimed, objects, (rows, columns), square.votes if square else None
-            )
-            # In the padding there is nothing to compete for; one cell of it goes on as the picture.
-            logits, picture = claimed.clone(), (slice(rows + 1), slice(columns + 1))
-            logits[(..., *picture)] = soft_aggregate(claimed[(..., *picture)])
-            scores = scores * kept_share(claimed, logits)
-            for obj, mask, score in zip(objects, logits, scores.tolist(), strict=True):
-                obj.observe(mask, score, self._track)
-        shown = [i for i, obj in enumerate(objects) if obj.frames_lost == 0]
+            self._observe(objects, embedding, change)
         returned = any(obj.frames_lost == 0 for obj in lost)
-        if shown:
-            seen = [objects[i] for i in shown]
-            ids = [obj.object_id for obj in seen]
-            if self._close_ups:
-                full = upscale_logits(logits[shown][None], embedding)[0]
-                found = (full > 0).any(dim=0).cpu().numpy()
-                # What has returned may have been learnt as background while it was lost.
-                full = self._close_ups.refine(
-                    seen, frame, full, None if returned or change is None else change.votes
-                )
-                parts = [((slice(None), slice(None)), mask) for mask in full]
-            else:
-                parts = [upscale_inside(logits[i], embedding) for i in shown]
-            own = label_map(ids, parts, frame.size_hw)
-            found |= own > 0  # what is not shown of that is not learnt as background, either
+        # What has returned may have been learnt as background while it was lost.
+        own, found = self._in_pixels(objects, frame, embedding, None if returned else change)
+
+        def draw() -> UInt8Array:
             labels = self.along_edges(own, frame.image_rgb)
-        if objects:
-            self._method.remember(objects, embedding)
-        if self._background:
-            found |= labels > 0
-            taken = np.where(found & (labels == 0), np.uint8(VOID), labels)
-            tracked = all(obj.state is ObjectState.TRACKED for obj in objects)
-            self._background.learn(taken, all_tracked=tracked)
-            if returned:
-                self._background.forget(found)
+            self._learn_background(objects, labels, found | (labels > 0), returned=returned)
+            return labels
+
+        labels, _ = side_by_side(draw, lambda: self._method.remember(objects, embedding))
         return labels
+
+    @small_steps()
+    def _observe(
+        self, objects: list[TrackedObject], embedding: Embedding, change: Change | None
+    ) -> None:
+        """Find the masks of a frame, let them compete, and tell each object of its own."""
+        square = change.over_square(embedding) if change else None
+        claimed, scores = self._method.segment(objects, embedding, square)
+        rows, columns = (-(-length // 4) for length in embedding.input_hw)
+        votes = square.votes if square else None
+        claimed = without_strays(claimed, objects, (rows, columns), votes)
+        # In the padding there is nothing to compete for; one cell of it goes on as the picture.
+        logits, picture = claimed.clone(), (slice(rows + 1), slice(columns + 1))
+        logits[(..., *picture)] = soft_aggregate(claimed[(..., *picture)])
+        scores = scores * kept_share(claimed, logits)
+        for obj, mask, score in zip(objects, logits, scores.tolist(), strict=True):
+            obj.observe(mask, score, self._track)
+
+    def _in_pixels(
+        self,
+        objects: list[TrackedObject],
+        frame: Frame,
+        embedding: Embedding,
+        change: Change | None,
+    ) -> tuple[UInt8Array, BoolArray]:
+        """(H, W) uint8 label map of the objects seen, and bool, all that has been found of them."""
+        seen = [obj for obj in objects if obj.frames_lost == 0]
+        ids = [obj.object_id for obj in seen]
+        if not (self._close_ups and seen):
+            parts = spread(lambda obj: upscale_inside(obj.logits, embedding), seen)
+            labels = label_map(ids, parts, frame.size_hw)
+            return labels, labels > 0
+        full = upscale_logits(torch.stack([obj.logits for obj in seen])[None], embedding)[0]
+        closer = self._close_ups.refine(seen, frame, full, change.votes if change else None)
+        everywhere = slice(None), slice(None)
+        labels = label_map(ids, [(everywhere, mask) for mask in closer], frame.size_hw)
+        return labels, (labels > 0) | (full > 0).any(dim=0).cpu().numpy()
+
+    def _learn_background(
+        self, objects: list[TrackedObject], labels: UInt8Array, found: BoolArray, *, returned: bool
+    ) -> None:
+        """What is shown of no object, and was found of none, is background."""
+        if self._background is None:
+            return
+        taken = np.where(found & (labels == 0), np.uint8(VOID), labels)
+        tracked = all(obj.state is ObjectState.TRACKED for obj in objects)
+        self._background.learn(taken, all_tracked=tracked)
+        if returned:
+            self._background.forget(found)
 
     @torch.inference_mode()
     def add(self, labels: UInt8Array) -> None:

@@ -1,0 +1,118 @@
+"""Things that do not need each other, done at the same time.
+
+One frame takes many small steps. Shared by several threads, such a step waits longer for them than
+it gains; so each is done by one, and the others do something else meanwhile.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import torch
+
+from persam_video.sam.machine import processor_threads, threads_taken
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+_this_thread = threading.local()
+"""``count``: threads that may work for this one, itself included, while torch works on one."""
+
+
+@contextmanager
+def small_steps() -> Iterator[None]:
+    """Let torch work on one thread for a while; those it had are for ``spread``."""
+    with _sharing(_threads()):
+        yield
+
+
+@contextmanager
+def large_step() -> Iterator[None]:
+    """Within ``small_steps``: let torch have its threads back for a while."""
+    with threads_taken(_threads()):
+        yield
+
+
+def side_by_side(here: Callable[[], A], there: Callable[[], B]) -> tuple[A, B]:
+    """Call one function on this thread and another one on a thread of its own; see ``spread``."""
+    calls: list[Callable[[], Any]] = [here, there]
+    own, other = spread(lambda call: call(), calls)
+    return own, other
+
+
+def spread(function: Callable[[A], B], items: Iterable[A]) -> list[B]:
+    """Call a function with each item, on as many threads as torch has here.
+
+    With one there is nothing to gain, and nothing is different from a loop. Else each thread has
+    its share of the items, one after the other, and torch works on one thread in each.
+
+    Args:
+        function: Must not change what another call of it needs.
+        items: The first ones are for this thread.
+
+    Returns:
+        What it returned, in the order of the items.
+
+    Raises:
+        Exception: What it raised, when all threads have ended; of several errors the one of the
+            earliest item.
+    """
+    items = list(items)
+    threads = _threads()
+    count = min(threads, len(items))
+    if count < 2:
+        return [function(item) for item in items]
+    bounds = [len(items) * i // count for i in range(count + 1)]
+    shares = [items[low:high] for low, high in pairwise(bounds)]
+    found: list[list[B]] = [[] for _ in shares]
+    errors: list[BaseException | None] = [None for _ in shares]
+    inference = torch.is_inference_mode_enabled()  # which every thread has for itself
+
+    def work(i: int) -> None:
+        try:
+            with _sharing(threads // count), torch.inference_mode(inference):
+                found[i] = [function(item) for item in shares[i]]
+        except BaseException as error:  # raised again on the caller's thread
+            errors[i] = error
+
+    others = [
+        threading.Thread(target=work, args=(i,), name="persam-beside", daemon=True)
+        for i in range(1, count)
+    ]
+    with _sharing(threads // count):
+        for thread in others:
+            thread.start()
+        try:
+            found[0] = [function(item) for item in shares[0]]
+        finally:
+            _wait_for(others)
+    for error in errors:
+        if error is not None:
+            raise error
+    return [result for results in found for result in results]
+
+
+def _wait_for(others: list[threading.Thread]) -> None:
+    for thread in others:
+        thread.join()
+
+
+def _threads() -> int:
+    """How many threads may work for this one, itself included."""
+    count: int | None = getattr(_this_thread, "count", None)
+    return processor_threads() if count is None else count
+
+
+@contextmanager
+def _sharing(count: int) -> Iterator[None]:
+    before = getattr(_this_thread, "count", None)
+    _this_thread.count = count
+    try:
+        with threads_taken(1):
+            yield
+    finally:
+        _this_thread.count = before
