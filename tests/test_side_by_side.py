@@ -8,7 +8,13 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from persam_video.tracking.side_by_side import large_step, side_by_side, small_steps, spread
+from persam_video.tracking.side_by_side import (
+    large_step,
+    shared_on,
+    side_by_side,
+    small_steps,
+    spread,
+)
 
 WAIT_S = 10.0  # far more than any test needs; a hang fails instead of blocking the suite
 BESIDE = "persam-beside"
@@ -111,3 +117,26 @@ def test_the_earliest_error_is_raised_when_all_have_ended(failing: set[int]) -> 
     assert torch.get_num_threads() == 4
     assert not [thread for thread in threading.enumerate() if thread.name == BESIDE]
     assert len(set(spread(met_by(4), range(4)))) == 4  # as if nothing had happened
+
+
+def test_a_thread_that_cannot_start_leaves_none_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, begun = threading.Thread.start, []
+
+    def failing(thread: threading.Thread) -> None:
+        if len(begun) == 2:
+            raise RuntimeError("can't start new thread")
+        begun.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", failing)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        spread(lambda _: threading.Event().wait(0.05), range(4))
+    assert len(begun) == 2 and not any(thread.is_alive() for thread in begun)
+    assert torch.get_num_threads() == 4
+
+
+@pytest.mark.parametrize(("device", "threads"), [("cpu", 4), ("cuda", 1), ("mps", 1)])
+def test_work_of_an_accelerator_is_not_spread(device: str, threads: int) -> None:
+    with shared_on(torch.device(device)):
+        assert len(set(spread(met_by(threads), range(4)))) == threads
+    assert torch.get_num_threads() == 4

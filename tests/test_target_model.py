@@ -328,7 +328,7 @@ def test_lesson_cells_far_off_are_thinned_and_count_for_those_left_out() -> None
     [(cells, counts)] = memory._references
     near, far, others = 8 * 8, 30 * 30 - 8 * 8, 4 * 6  # two columns of it are in the region
     assert lesson.near == near and len(lesson.cells) == near + far // 4
-    remembered = near + -(-(far // 4 + others // 4) // 2)
+    remembered = near + -(-(far // 4) // 2) + others // 4 // 2
     assert counts.shape == (2, remembered) == (2, len(cells))
     assert counts.sum(dim=1).tolist() == pytest.approx([16, near + far + others])
     assert lesson.other_sums is not None and lesson.other_sums.count == int(rivals.sum())

@@ -122,6 +122,24 @@ def test_tracker_draws_outlines_along_edges_but_not_the_reference_s_nor_the_pape
     assert (drawn != found[0][1]).any() == (method == "track")
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_tracker_decodes_a_window_on_one_thread_and_whole_pictures_on_all(
+    sam: Sam, scene: Clip, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode, threads = SamDecoder.decode, []
+
+    def noting(*args: Any, **kwargs: Any) -> Candidates:
+        threads.append(torch.get_num_threads())
+        return decode(*args, **kwargs)
+
+    tracker = make_tracker(sam, method)
+    tracker.start(*scene[0])
+    monkeypatch.setattr(SamDecoder, "decode", noting)
+    with threads_taken(3):
+        tracker.step(scene[1][0])
+    assert set(threads) == {1 if method == "track" else 3}
+
+
 @pytest.mark.parametrize("threads", [2, 4])
 def test_tracker_finds_the_same_on_one_thread_and_side_by_side_on_more(
     sam: Sam, scene: Clip, threads: int

@@ -331,12 +331,12 @@ def upscale_inside(logits: Tensor, embedding: Embedding) -> tuple[tuple[slice, s
     Returns:
         Rows and columns in source pixels, and float32 logits of these; of an empty mask a few.
     """
-    side, positive = logits.shape[-1], logits > 0
+    side = logits.shape[-1]
     sizes = zip(embedding.input_hw, embedding.source_hw, strict=True)
     cells, pixels, enlarging = [], [], []
     for dim, (length, source) in enumerate(sizes):
         matrix = _enlarging(side, embedding.input_size // side, length, source, logits.device)
-        places = positive.any(dim=1 - dim).nonzero()[:, 0].tolist() or [0]
+        places = (logits.amax(dim=1 - dim) > 0).nonzero()[:, 0].tolist() or [0]
         around = slice(max(0, places[0] - _SUPPORT), places[-1] + 1 + _SUPPORT)
         touched = (matrix[:, places[0] : places[-1] + 1] > 0).any(dim=1).nonzero()[:, 0].tolist()
         inside = slice(touched[0], touched[-1] + 1) if touched else slice(0)  # only padding

@@ -84,15 +84,24 @@ class AppearanceMemory:
             (M, D + 1) looks of cells and a column of ones, and (2, M) for how many cells of the
             object, and of anything, each of them counts.
         """
-        learnt, near = len(lesson.cells) + len(lesson.others), lesson.near
-        device = lesson.cells.device
-        kept = torch.cat([torch.arange(near), torch.arange(near, learnt, _FAR)]).to(device)
-        looks = looks_of(torch.cat([lesson.features, lesson.others])[kept])
-        counts = torch.cat([lesson.counts, lesson.other_counts])[kept]
-        counts[near:] *= (learnt - near) / max(1, len(kept) - near)
-        shares = F.pad(lesson.mask.flatten()[lesson.cells], (0, len(lesson.others)))[kept]
+        near, shares = lesson.near, lesson.mask.flatten()[lesson.cells]
+        nothing = torch.zeros_like(lesson.other_counts)
+        kinds = (
+            (lesson.features[:near], lesson.counts[:near], shares[:near], 1),
+            (lesson.features[near:], lesson.counts[near:], shares[near:], _FAR),
+            (lesson.others, lesson.other_counts, nothing, _FAR),
+        )
+        looks = looks_of(torch.cat([features[::every] for features, _, _, every in kinds]))
+        counts = torch.cat([_thinned(each, every) for _, each, _, every in kinds])
+        shares = torch.cat([each[::every] for _, _, each, every in kinds])
         ones = F.pad(looks, (0, 1), value=1.0)
         return ones.to(self._dtype), torch.stack([shares * counts, counts]).to(self._dtype)
+
+
+def _thinned(counts: Tensor, every: int) -> Tensor:
+    """One in so many of some cells' counts, which count for the others, too."""
+    some = counts[::every]
+    return some * (len(counts) / max(1, len(some)))
 
 
 def _labels(asked: Tensor, cells: Tensor, counts: Tensor) -> Tensor:

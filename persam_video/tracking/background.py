@@ -286,6 +286,7 @@ def _reduced(image_rgb: UInt8Array, longest: int, blur: float) -> tuple[UInt8Arr
     # Its steps of 1, of lightness 0.4, are far below the noise, and smoothed away besides.
     lab = cv2.cvtColor(small, cv2.COLOR_RGB2LAB).astype(np.float32)
     lab[..., 0] *= _LIGHTNESS * 100 / 255
+    lab[..., 1:] -= 128
     colours = cv2.GaussianBlur(lab, (0, 0), blur)
     gray = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
     return np.asarray(gray, np.uint8), np.asarray(colours, np.float32)

@@ -303,7 +303,8 @@ class FeatureSpace:
         """
         step = self._step(embedding)
         samples = _samples(*self._parts(embedding), (step, _ACROSS * step))
-        return Sums.over(samples[where[:, ::_ACROSS]]).times(_ACROSS * step**2)
+        some = samples[where[:, ::_ACROSS]]
+        return Sums.over(some).times(float(where.sum()) * step**2 / max(1, len(some)))
 
     def _step(self, embedding: Embedding) -> int:
         """How many cells of the feature grid, across, are one of the embedding's."""

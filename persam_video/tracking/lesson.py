@@ -81,10 +81,8 @@ class Lesson:
         chosen = [_chosen(*both, frame.step) for both in zip(masks, regions, strict=True)]
         features = frame.at_each([cells for cells, _, _ in chosen])
         return [
-            cls._of(mask, region, *cells_and_counts, made)
-            for mask, region, cells_and_counts, made in zip(
-                masks, regions, chosen, features, strict=True
-            )
+            cls._of(mask, region, *choice, made)
+            for mask, region, choice, made in zip(masks, regions, chosen, features, strict=True)
         ]
 
     @classmethod

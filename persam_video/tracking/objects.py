@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor
 
 from persam_video.config import TrackConfig
@@ -198,10 +199,11 @@ def _away(parts: NDArray[Any], place: BoolArray, hidden: float) -> BoolArray:
     apart[0], apart[parts[place]] = False, False
     if not apart.any() or apart[1:].all():
         return np.zeros(parts.shape, np.bool_)
-    off = (~place).astype(np.uint8)
+    around = ndimage.find_objects((place | (parts > 0)).astype(np.uint8))[0]
+    off, near = (~place[around]).astype(np.uint8), parts[around]
     distance = cv2.distanceTransform(off, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    nearest, some = np.full(len(apart), np.inf, np.float32), apart[parts]
-    np.minimum.at(nearest, parts[some], distance[some])
+    nearest, some = np.full(len(apart), np.inf, np.float32), apart[near]
+    np.minimum.at(nearest, near[some], distance[some])
     impossible = (nearest > hidden**0.5) | (np.bincount(parts.ravel()) > hidden)
     for at_edge in (slice(_EDGE), slice(-_EDGE, None)):
         for edge in ((at_edge, slice(None)), (slice(None), at_edge)):

@@ -74,8 +74,9 @@ class Passing:
             camera = np.eye(3)
         self._carry(camera)
         passed, before, self._extents = np.zeros(labels.shape, np.bool_), self._extents, {}
+        # Of each label up to the largest the rectangle that it is in, if it is anywhere.
         for object_id, place in enumerate(ndimage.find_objects(labels), 1):
-            if place is None or object_id == VOID:  # the rectangle that it is in
+            if place is None or object_id == VOID:
                 continue
             mask = labels[place] == object_id
             _, parts, boxes, _ = cv2.connectedComponentsWithStats(

@@ -34,7 +34,7 @@ from persam_video.tracking.lesson import Lesson
 from persam_video.tracking.objects import TrackedObject
 from persam_video.tracking.persam import PersamMethod, relative_likeness, remember_likeness
 from persam_video.tracking.sharpening import sharpened
-from persam_video.tracking.side_by_side import spread
+from persam_video.tracking.side_by_side import small_steps, spread
 from persam_video.tracking.target_model import TargetModel
 from persam_video.types import Embedding, ObjectState
 
@@ -119,7 +119,7 @@ class PropagationMethod:
         return self._space
 
     def _features(self, embedding: Embedding) -> FrameFeatures:
-        """The frame's features, computed once."""
+        """The frame's features, computed once; only one thread at a time may ask for them."""
         if self._frame is None or self._frame[0] is not embedding:
             features = self._space_of(embedding).features(embedding)
             if embedding.window is not None and self._far_off is not None:
@@ -160,11 +160,22 @@ class PropagationMethod:
         self, objects: list[TrackedObject], embedding: Embedding, change: Change | None
     ) -> tuple[Tensor, Tensor]:
         """``segment`` for objects that have a target model."""
+        frame = self._features(embedding)
+        with small_steps():
+            return self._blended(objects, embedding, frame, change)
+
+    def _blended(
+        self,
+        objects: list[TrackedObject],
+        embedding: Embedding,
+        frame: FrameFeatures,
+        change: Change | None,
+    ) -> tuple[Tensor, Tensor]:
+        """``_propagate`` once the frame's features are known: priors, and SAM's masks of them."""
         moved = self._moved(objects, embedding, change)
         stride = grid_stride(self._config, embedding)
         near = on_grid(moved, embedding, stride)
         regions = [self._search_region(obj, embedding) for obj in objects]
-        frame = self._features(embedding)
         priors = spread(
             lambda each: self._prior(*each, frame, embedding),
             zip(objects, regions, near, strict=True),

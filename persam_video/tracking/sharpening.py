@@ -29,6 +29,8 @@ _WHOLE = 0.25, 1.3
 """Areas of an object that it may have when it comes back."""
 _INSIDE = 0.9
 """Agreement of a mask that has all of the prior in it, and is as large as the object may be."""
+_MANY_CELLS = 4096
+"""Cells of all objects decoded at once from which on several threads are faster than one."""
 _STEP = 8
 """Sizes of windows are multiples of this, so that objects of about one size are one batch."""
 
@@ -77,7 +79,9 @@ def sharpened(
     sharp = prior.clone()
     for some in _of_one_size(windows, asked):
         seen = [windows[i] for i in some]
-        with large_step() if len(some) > 1 else nullcontext():
+        cells = len(some) * seen[0].width * seen[0].height
+        # Threads have to be waited for at every step, which the many cells alone are worth.
+        with large_step() if cells > _MANY_CELLS else nullcontext():
             candidates = decoder.decode(embedding, prompts.of(some), windows=seen)
         seen = [window.scaled(4) for window in seen]
         p = cut(prior[some, None], seen)[:, 0]

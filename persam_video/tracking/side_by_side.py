@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from persam_video.sam.machine import processor_threads, threads_taken
+from persam_video.sam.machine import processor_threads, take_threads, threads_taken
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -25,7 +25,10 @@ _this_thread = threading.local()
 
 @contextmanager
 def small_steps() -> Iterator[None]:
-    """Let torch work on one thread for a while; those it had are for ``spread``."""
+    """Let torch work on one thread for a while; those it had are for ``spread``.
+
+    A thread that torch first meets meanwhile has one, too, until it takes others.
+    """
     with _sharing(_threads()):
         yield
 
@@ -35,6 +38,19 @@ def large_step() -> Iterator[None]:
     """Within ``small_steps``: let torch have its threads back for a while."""
     with threads_taken(_threads()):
         yield
+
+
+@contextmanager
+def shared_on(device: torch.device) -> Iterator[None]:
+    """Spread nothing for a while unless the work is the processor's.
+
+    Threads that give work to an accelerator at once gain little, and not every one bears it.
+    """
+    if device.type == "cpu":
+        yield
+    else:
+        with _sharing(1):
+            yield
 
 
 def side_by_side(here: Callable[[], A], there: Callable[[], B]) -> tuple[A, B]:
@@ -59,7 +75,7 @@ def spread(function: Callable[[A], B], items: Iterable[A]) -> list[B]:
 
     Raises:
         Exception: What it raised, when all threads have ended; of several errors the one of the
-            earliest item.
+            earliest item. Only Ctrl-C does not wait for the others.
     """
     items = list(items)
     threads = _threads()
@@ -73,8 +89,10 @@ def spread(function: Callable[[A], B], items: Iterable[A]) -> list[B]:
     inference = torch.is_inference_mode_enabled()  # which every thread has for itself
 
     def work(i: int) -> None:
+        take_threads(1)
+        _this_thread.count = threads // count
         try:
-            with _sharing(threads // count), torch.inference_mode(inference):
+            with torch.inference_mode(inference):
                 found[i] = [function(item) for item in shares[i]]
         except BaseException as error:  # raised again on the caller's thread
             errors[i] = error
@@ -84,12 +102,14 @@ def spread(function: Callable[[A], B], items: Iterable[A]) -> list[B]:
         for i in range(1, count)
     ]
     with _sharing(threads // count):
-        for thread in others:
-            thread.start()
+        started = []
         try:
+            for thread in others:
+                thread.start()
+                started.append(thread)
             found[0] = [function(item) for item in shares[0]]
         finally:
-            _wait_for(others)
+            _wait_for(started)
     for error in errors:
         if error is not None:
             raise error

@@ -35,7 +35,7 @@ from persam_video.tracking.motion import Motion
 from persam_video.tracking.objects import TrackedObject, without_strays
 from persam_video.tracking.persam import PersamMethod
 from persam_video.tracking.propagation import PropagationMethod
-from persam_video.tracking.side_by_side import side_by_side, small_steps, spread
+from persam_video.tracking.side_by_side import shared_on, side_by_side, small_steps, spread
 from persam_video.types import (
     VOID,
     BoolArray,
@@ -274,22 +274,29 @@ class Tracker:
             raise PersamError("step() before start(): the tracker has no object to follow")
         objects = self._in_order()
         embedding = embedding or self.encode(frame.image_rgb, self._planned[0])
-        change = self._look(frame, embedding)
+        with shared_on(self._decoder.device):
+            change = self._look(frame, embedding)
         if self._background and self._background.cut:
             for obj in objects:
                 obj.lose()
         if not shows_expected_places(objects, embedding):
             embedding = self.encode(frame.image_rgb, self._box_ahead(1))
         self._latest = frame, embedding
-        labels = self._segment(objects, frame, embedding, change)
+        with shared_on(self._decoder.device):
+            labels = self._segment(objects, frame, embedding, change)
         self._planned = *self._planned[1:], self._box_ahead(PLANNED)
         return self._result(frame, labels)
 
     def _look(self, frame: Frame, embedding: Embedding) -> Change | None:
-        """Compare a new frame with the background, and prepare the method for it meanwhile."""
+        """Compare a new frame with the background, and prepare the method for it meanwhile.
+
+        Without a background there is nothing to do meanwhile: the method does it when it is asked.
+        """
         background = self._background
         if background is None:
             return None
+        if not self._objects:
+            return background.look(frame.image_rgb)
         change, _ = side_by_side(
             lambda: background.look(frame.image_rgb), lambda: self._method.prepare(embedding)
         )
@@ -320,7 +327,6 @@ class Tracker:
         labels, _ = side_by_side(draw, lambda: self._method.remember(objects, embedding))
         return labels
 
-    @small_steps()
     def _observe(
         self, objects: list[TrackedObject], embedding: Embedding, change: Change | None
     ) -> None:
@@ -329,13 +335,14 @@ class Tracker:
         claimed, scores = self._method.segment(objects, embedding, square)
         rows, columns = (-(-length // 4) for length in embedding.input_hw)
         votes = square.votes if square else None
-        claimed = without_strays(claimed, objects, (rows, columns), votes)
-        # In the padding there is nothing to compete for; one cell of it goes on as the picture.
-        logits, picture = claimed.clone(), (slice(rows + 1), slice(columns + 1))
-        logits[(..., *picture)] = soft_aggregate(claimed[(..., *picture)])
-        scores = scores * kept_share(claimed, logits)
-        for obj, mask, score in zip(objects, logits, scores.tolist(), strict=True):
-            obj.observe(mask, score, self._track)
+        with small_steps():
+            claimed = without_strays(claimed, objects, (rows, columns), votes)
+            # In the padding there is nothing to compete for; a cell of it goes on as the picture.
+            logits, picture = claimed.clone(), (slice(rows + 1), slice(columns + 1))
+            logits[(..., *picture)] = soft_aggregate(claimed[(..., *picture)])
+            scores = scores * kept_share(claimed, logits)
+            for obj, mask, score in zip(objects, logits, scores.tolist(), strict=True):
+                obj.observe(mask, score, self._track)
 
     def _in_pixels(
         self,
