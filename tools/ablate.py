@@ -61,7 +61,8 @@ PARTS = {
     "target_model": ((TargetModel, "update"),),
     "decoder": ((SamDecoder, "decode"),),
 }
-"""Name in the report -> the method whose time is taken."""
+"""Name in the report -> the method whose time is taken, of the thread that follows the objects: all
+of it with as many workers as cores, less where a step is shared by several threads."""
 
 
 @dataclass(frozen=True, slots=True)

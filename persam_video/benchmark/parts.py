@@ -40,7 +40,7 @@ STEP_PARTS: Mapping[str, tuple[Place, ...]] = {
 }
 """Parts of ``Tracker.step``. ``prior`` is all of finding a mask but the decoder itself: features,
 location prior, prompts, the blend of the two. ``waiting`` is for what other threads do meanwhile,
-as far as it takes longer."""
+as far as it takes longer: with several threads the method learns on another one."""
 
 
 @contextmanager
