@@ -19,7 +19,7 @@ _NEAR = 1.5
 _EVERY = 4
 """Of the cells farther off, and of those of other objects there, every fourth is learnt and counts
 for four: neighbours are much alike."""
-_MOST_NEAR, _MOST_FAR = 1024, 1024
+_MOST_NEAR, _MOST_FAR = 1024, 2048
 """Most cells learnt of these two kinds; of more so many, evenly spread."""
 
 _OTHERS = 1 / 3
