@@ -30,7 +30,8 @@ _WHOLE = 0.25, 1.3
 _INSIDE = 0.9
 """Agreement of a mask that has all of the prior in it, and is as large as the object may be."""
 _MANY_CELLS = 4096
-"""Cells of all objects decoded at once from which on several threads are faster than one."""
+"""Cells of all objects decoded at once for which two threads take as long as one; fewer of them are
+decoded faster by one, ten objects with 8000 by two."""
 _STEP = 8
 """Sizes of windows are multiples of this, so that objects of about one size are one batch."""
 
