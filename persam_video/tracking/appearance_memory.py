@@ -21,8 +21,6 @@ from persam_video.tracking.side_by_side import spread
 _SHARPNESS = 32.0
 """One over the cosine by which a remembered cell is more similar to weigh e times as much; a power
 of two, so that it is itself in bfloat16, too."""
-_FAR = 2
-"""Of the cells learnt that are not near the object one in so many is remembered, for all."""
 _CHUNK = 192
 """Cells asked about at once, so that what they are compared with stays in the processor's cache."""
 _BLOCK = 2 * _CHUNK
@@ -84,24 +82,11 @@ class AppearanceMemory:
             (M, D + 1) looks of cells and a column of ones, and (2, M) for how many cells of the
             object, and of anything, each of them counts.
         """
-        near, shares = lesson.near, lesson.mask.flatten()[lesson.cells]
-        nothing = torch.zeros_like(lesson.other_counts)
-        kinds = (
-            (lesson.features[:near], lesson.counts[:near], shares[:near], 1),
-            (lesson.features[near:], lesson.counts[near:], shares[near:], _FAR),
-            (lesson.others, lesson.other_counts, nothing, _FAR),
-        )
-        looks = looks_of(torch.cat([features[::every] for features, _, _, every in kinds]))
-        counts = torch.cat([_thinned(each, every) for _, each, _, every in kinds])
-        shares = torch.cat([each[::every] for _, _, each, every in kinds])
+        shares = F.pad(lesson.mask.flatten()[lesson.cells], (0, len(lesson.others)))
+        looks = looks_of(torch.cat([lesson.features, lesson.others]))
+        counts = torch.cat([lesson.counts, lesson.other_counts])
         ones = F.pad(looks, (0, 1), value=1.0)
         return ones.to(self._dtype), torch.stack([shares * counts, counts]).to(self._dtype)
-
-
-def _thinned(counts: Tensor, every: int) -> Tensor:
-    """One in so many of some cells' counts, which count for the others, too."""
-    some = counts[::every]
-    return some * (len(counts) / max(1, len(some)))
 
 
 def _labels(asked: Tensor, cells: Tensor, counts: Tensor) -> Tensor:

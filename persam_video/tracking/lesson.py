@@ -16,10 +16,10 @@ _TOUCHED = 0.05
 """Share of a cell from which on some of the object is in it."""
 _NEAR = 1.5
 """Cells of the embedding around the object within which every cell is learnt."""
-_EVERY = 4
-"""Of the cells farther off, and of those of other objects there, every fourth is learnt and counts
-for four: neighbours are much alike."""
-_MOST_NEAR, _MOST_FAR = 1024, 2048
+_EVERY = 8
+"""Of the cells farther off, and of those of other objects there, every eighth is learnt and counts
+for eight: neighbours are much alike."""
+_MOST_NEAR, _MOST_FAR = 1024, 1024
 """Most cells learnt of these two kinds; of more so many, evenly spread."""
 
 _OTHERS = 1 / 3
