@@ -23,6 +23,7 @@ import numpy as np
 from persam_video.channel import Channel, ahead
 from persam_video.errors import PersamError, PromptError, telling_frame
 from persam_video.references.masks import check_mask_size
+from persam_video.sam.lanes import Encoded, Lanes
 from persam_video.sam.machine import processor_threads, take_threads, threads_taken
 from persam_video.sinks import MultiSink, Sink
 from persam_video.tracking.in_between import in_between
@@ -30,7 +31,6 @@ from persam_video.tracking.later_masks import LaterMasks
 from persam_video.tracking.look_back import looking_back
 from persam_video.types import (
     Box,
-    Embedding,
     Frame,
     ObjectState,
     Reference,
@@ -151,7 +151,8 @@ def _tracked(
             boxes.put(box)
         at_once = tracker.encode_at_once
         each = max(1, threads // at_once)
-        embeddings = _encoded(chain((first,), frames), boxes, tracker, at_once, each)
+        lanes = Lanes()
+        embeddings = _encoded(chain((first,), frames), boxes, tracker, lanes, at_once, each)
         # The tracker works while the encoder does. With all threads for itself, too, each of its
         # many small steps would wait for one whose core the encoder holds.
         share = max(1, threads // 2)
@@ -159,8 +160,13 @@ def _tracked(
         with closing(ahead(embeddings, at_once, "persam-planner")) as encoded:
             try:
                 for frame, waiting in encoded:
-                    embedding = waiting.result()
-                    with telling_frame(frame.index, "tracking"), threads_taken(share):
+                    made = waiting.result()
+                    embedding, _ = made
+                    with (
+                        telling_frame(frame.index, "tracking"),
+                        threads_taken(share),
+                        lanes.tracking(made),
+                    ):
                         if labels is None:
                             result = later.put_right(tracker.step(frame, embedding))
                             boxes.put(tracker.planned[-1])
@@ -176,16 +182,21 @@ def _tracked(
 
 
 def _encoded(
-    frames: Iterable[Frame], boxes: Iterable[Box], tracker: Tracker, at_once: int, threads: int
-) -> Generator[tuple[Frame, Future[Embedding]], None, None]:
+    frames: Iterable[Frame],
+    boxes: Iterable[Box],
+    tracker: Tracker,
+    lanes: Lanes,
+    at_once: int,
+    threads: int,
+) -> Generator[tuple[Frame, Future[Encoded]], None, None]:
     """Each frame with its embedding to come, of as much of it as is needed.
 
     So many are made at once, each on so many of torch's threads.
     """
 
-    def encode(frame: Frame, box_xyxy: Box) -> Embedding:
+    def encode(frame: Frame, box_xyxy: Box) -> Encoded:
         with telling_frame(frame.index, "encoding"):
-            return tracker.encode(frame.image_rgb, box_xyxy)
+            return lanes.encoded(lambda: tracker.encode(frame.image_rgb, box_xyxy))
 
     pool = ThreadPoolExecutor(
         at_once, "persam-encoder", initializer=take_threads, initargs=(threads,)

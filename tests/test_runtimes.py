@@ -24,11 +24,11 @@ from persam_video.sam.compilation import compile_backbone, open_engine
 from persam_video.sam.compiled import CompiledBackbone
 from persam_video.sam.conversion import converted, identity, write_onnx
 from persam_video.sam.decoder import PromptBatch
-from persam_video.sam.image_encoder import VitBackbone
 from persam_video.sam.machine import threads_taken
 from persam_video.sam.models import load_sam
 from persam_video.sam.tiny_vit import TinyViT
 from persam_video.sam.torch_compile import TorchCompiled
+from persam_video.sam.vit import VitBackbone
 from persam_video.types import UInt8Array
 
 CPU = torch.device("cpu")

@@ -32,9 +32,10 @@ from persam_video.sam.decoder import (
     SamDecoder,
     upscale_logits,
 )
-from persam_video.sam.image_encoder import SamImageEncoder, VitBackbone
+from persam_video.sam.image_encoder import SamImageEncoder
 from persam_video.sam.models import load_sam, resolve_input_size
 from persam_video.sam.registry import MODELS, VitSizes
+from persam_video.sam.vit import VitBackbone
 from persam_video.tracking.tracker import Tracker
 from persam_video.types import Embedding, Frame, ObjectState, UInt8Array
 

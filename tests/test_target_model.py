@@ -288,13 +288,9 @@ def test_appearance_memory_products_have_few_shapes_and_what_fills_them_up_count
         memory = AppearanceMemory(dtype)
         lesson = Lesson.around(mask, region, frame)
         memory.fit(lesson)
-        far = lesson.cells[lesson.near :]
-        cells = torch.cat([lesson.cells[: lesson.near], far[::2]])  # of which each counts for two
-        counts = torch.ones(len(cells)) * lesson.counts[0]
-        counts[lesson.near :] = lesson.counts[lesson.near :].sum() / len(far[::2])
-        asked, known = flat[: 20 * size], flat[cells]
-        weights = (counts * (32 * (asked @ known.T - 1)).exp()).double()
-        labels = 2 * mask.flatten()[cells].double() - 1
+        asked, known = flat[: 20 * size], flat[lesson.cells]
+        weights = (lesson.counts * (32 * (asked @ known.T - 1)).exp()).double()
+        labels = 2 * mask.flatten()[lesson.cells].double() - 1
         expected = (weights @ labels / weights.sum(dim=1)).float()
         torch.testing.assert_close(
             memory.score(asked), expected, atol=0.15 if dtype is torch.bfloat16 else 1e-4, rtol=0
@@ -327,8 +323,8 @@ def test_lesson_cells_far_off_are_thinned_and_count_for_those_left_out() -> None
     memory.fit(lesson)
     [(cells, counts)] = memory._references
     near, far, others = 8 * 8, 30 * 30 - 8 * 8, 4 * 6  # two columns of it are in the region
-    assert lesson.near == near and len(lesson.cells) == near + far // 4
-    remembered = near + -(-(far // 4) // 2) + others // 4 // 2
+    assert len(lesson.cells) == near + -(-far // 8)
+    remembered = len(lesson.cells) + others // 8
     assert counts.shape == (2, remembered) == (2, len(cells))
     assert counts.sum(dim=1).tolist() == pytest.approx([16, near + far + others])
     assert lesson.other_sums is not None and lesson.other_sums.count == int(rivals.sum())

@@ -59,7 +59,7 @@ def cascade(
 def best_of_multimask(candidates: Candidates) -> tuple[Tensor, Tensor]:
     """Of each object's three masks, the one SAM itself rates best: (N, 4h, 4w) and (N,)."""
     iou, index = candidates.predicted_iou[:, 1:].max(dim=1)
-    rows = torch.arange(len(index), device=index.device)
+    rows = torch.arange(len(index))
     return candidates.logits[rows, 1 + index], iou
 
 
@@ -88,5 +88,5 @@ def boxes_of_logits(
     (x1, x2), (y1, y2) = spans
     boxes = torch.stack([x1, y1, x2, y2], dim=1)
     if empty_xyxy is None:
-        empty_xyxy = torch.tensor([0.0, 0.0, width - 1.0, height - 1.0], device=logits.device)
+        empty_xyxy = torch.tensor([0.0, 0.0, width - 1.0, height - 1.0])
     return torch.where(inside.any(dim=2).any(dim=1)[:, None], boxes, empty_xyxy)

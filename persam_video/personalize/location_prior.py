@@ -29,7 +29,7 @@ def similarity_maps(targets: list[Target], embedding: Embedding, local: bool = F
     features = F.normalize(embedding.neck[0], dim=0)
     # The mean of cosines with many unit vectors is the dot product with the vectors' mean.
     directions = torch.stack([t.local.mean(dim=0) if local else t.direction for t in targets])
-    similarity = torch.einsum("nc,chw->nhw", directions, features)
+    similarity = torch.einsum("nc,chw->nhw", directions, features).cpu()
     valid = valid_cells(embedding, (similarity.shape[1], similarity.shape[2]))
     lowest = similarity.masked_fill(~valid, torch.inf).amin(dim=(1, 2), keepdim=True)
     return torch.where(valid, similarity, lowest)
@@ -56,8 +56,8 @@ def spread_points(maps: Tensor, count: int, separation: float) -> Tensor:
     Returns:
         (N, K, 2) int64 row and column of each point.
     """
-    rows = torch.arange(maps.shape[1], device=maps.device)[:, None]
-    columns = torch.arange(maps.shape[2], device=maps.device)[None, :]
+    rows = torch.arange(maps.shape[1])[:, None]
+    columns = torch.arange(maps.shape[2])[None, :]
     points = []
     for grid in maps:
         left, best = grid.clone(), int(grid.argmax())
@@ -70,7 +70,7 @@ def spread_points(maps: Tensor, count: int, separation: float) -> Tensor:
             near = (rows - row) ** 2 + (columns - column) ** 2 < max(separation, 1.0) ** 2
             left = left.masked_fill(near, -torch.inf)
         points.append(chosen)
-    return torch.tensor(points, device=maps.device)
+    return torch.tensor(points)
 
 
 def cell_centres_xy(grid_rc: Tensor, stride: float) -> Tensor:
@@ -95,11 +95,11 @@ def likeness(targets: list[Target], logits: Tensor, embedding: Embedding) -> Ten
     seen = window_seen(embedding)
     features = F.normalize(embedding.neck[(0, slice(None), *seen.slices)], dim=0)
     directions = torch.stack([t.direction for t in targets])
-    maps = torch.einsum("nc,chw->nhw", directions, features)
+    maps = torch.einsum("nc,chw->nhw", directions, features).cpu()
     # The decoder's masks have four cells to one of the embedding's, across.
     coverage = F.avg_pool2d((logits[(..., *seen.scaled(4).slices)] > 0).float(), 4)
     area = coverage.sum(dim=(1, 2))
     similarity = (maps * coverage).sum(dim=(1, 2)) / area.clamp_min(1e-6)
-    low = torch.tensor([t.background_similarity for t in targets], device=maps.device)
-    high = torch.tensor([t.self_similarity for t in targets], device=maps.device)
+    low = torch.tensor([t.background_similarity for t in targets])
+    high = torch.tensor([t.self_similarity for t in targets])
     return torch.where(area > 0, (similarity - low) / (high - low).clamp_min(1e-3), 0)

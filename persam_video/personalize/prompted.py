@@ -49,7 +49,7 @@ def masks_from_prompts(
             raise PromptError(f"object {object_id}: SAM finds nothing at this prompt; try a box")
         masks.append(logits)
     best, index = torch.stack(masks).max(dim=0)
-    rank = ((index + 1) * (best > 0)).cpu().numpy()  # 0 = background, then in the order of ids
+    rank = ((index + 1) * (best > 0)).numpy()  # 0 = background, then in the order of ids
     labels: UInt8Array = np.array([0, *ids], np.uint8)[rank]
     hidden = sorted(set(ids) - set(labels.ravel().tolist()))
     if hidden:
@@ -69,7 +69,7 @@ def stability_score(logits: Tensor, offset: float = _STABILITY_OFFSET) -> Tensor
 
 def _best_mask(decoder: SamDecoder, embedding: Embedding, prompt: Prompt) -> Tensor:
     """(1, 1, 4h, 4w) logits of one object."""
-    candidates = decoder.decode(embedding, _to_batch(prompt, embedding, decoder.device))
+    candidates = decoder.decode(embedding, _to_batch(prompt, embedding))
     logits = candidates.logits[0]
     rating = candidates.predicted_iou[0] * stability_score(logits)
     if prompt.box_xyxy is not None:
@@ -80,15 +80,15 @@ def _best_mask(decoder: SamDecoder, embedding: Embedding, prompt: Prompt) -> Ten
     return several[area.argmax()][None, None]
 
 
-def _to_batch(prompt: Prompt, embedding: Embedding, device: torch.device) -> PromptBatch:
+def _to_batch(prompt: Prompt, embedding: Embedding) -> PromptBatch:
     """A prompt in source pixels -> a batch of one in input pixels."""
     source, target = embedding.source_hw, embedding.input_hw
     points = labels = boxes = None
     if len(prompt.points_xy):
         points_xy = scale_points(prompt.points_xy, source, target)
-        points = torch.from_numpy(points_xy)[None].to(device)
-        labels = torch.from_numpy(prompt.point_labels)[None].to(device)
+        points = torch.from_numpy(points_xy)[None]
+        labels = torch.from_numpy(prompt.point_labels)[None]
     if prompt.box_xyxy is not None:
         box = scale_box(box_to_sam(prompt.box_xyxy), source, target)
-        boxes = torch.from_numpy(box)[None].to(device)
+        boxes = torch.from_numpy(box)[None]
     return PromptBatch(points, labels, boxes)

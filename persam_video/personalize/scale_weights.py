@@ -25,9 +25,9 @@ def fit_scale_weights(logits: Tensor, target: Tensor) -> Tensor:
     Returns:
         (3,) float32, non-negative, summing to 1.
     """
-    grid = torch.arange(_STEPS + 1, device=logits.device) / _STEPS
+    grid = torch.arange(_STEPS + 1) / _STEPS
     best = _best_weights(_triangle(grid, grid), logits, target)
-    fine = (torch.arange(-5, 6, device=logits.device)) / (5 * _STEPS)
+    fine = torch.arange(-5, 6) / (5 * _STEPS)
     return _best_weights(_triangle(best[0] + fine, best[1] + fine), logits, target)
 
 

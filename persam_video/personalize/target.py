@@ -49,7 +49,7 @@ def grid_coverage(mask: BoolArray, embedding: Embedding, grid_hw: tuple[int, int
     Returns:
         (h, w) float32 in [0, 1].
     """
-    pixels = torch.from_numpy(mask).to(embedding.neck.device, torch.float32)[None, None]
+    pixels = torch.from_numpy(mask).to(torch.float32)[None, None]
     inside = F.interpolate(
         pixels, embedding.input_hw, mode="bilinear", align_corners=False, antialias=True
     )
@@ -65,7 +65,7 @@ def valid_cells(embedding: Embedding, grid_hw: tuple[int, int]) -> Tensor:
     """
     inside = []
     for cells, length in zip(grid_hw, embedding.input_hw, strict=True):
-        index = torch.arange(cells, device=embedding.neck.device)
+        index = torch.arange(cells)
         inside.append(((index + 0.5) / cells * embedding.input_size < length) | (index == 0))
     return inside[0][:, None] & inside[1][None, :]
 
@@ -85,12 +85,12 @@ def make_target(embedding: Embedding, mask: BoolArray, kind: str = "mean_max") -
     coverage = grid_coverage(mask, embedding, grid_hw).flatten()
     threshold = min(0.5, 0.5 * float(coverage.max()))
     cells = torch.nonzero(coverage >= threshold).flatten()
-    features = embedding.neck[0].flatten(1).T[cells]
+    features = embedding.neck[0].flatten(1).T[cells.to(embedding.neck.device)]
     mean = features.mean(dim=0)
     vector = mean if kind == "mean" else (mean + features.amax(dim=0)) / 2
     step = -(-len(features) // MAX_LOCAL_FEATURES)
     direction = F.normalize(vector, dim=0)
-    similarity = direction @ F.normalize(embedding.neck[0].flatten(1), dim=0)
+    similarity = (direction @ F.normalize(embedding.neck[0].flatten(1), dim=0)).cpu()
     elsewhere = similarity[(coverage < threshold) & valid_cells(embedding, grid_hw).flatten()]
     return Target(
         local=F.normalize(features[::step], dim=1),

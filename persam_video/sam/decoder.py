@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 from persam_video.sam.attention import cells_to_tokens, tokens_to_cells, tokens_to_tokens
+from persam_video.sam.cuda_graphs import Replayed
 from persam_video.types import Candidates, Embedding, Window
 
 _SUPPORT = 2
@@ -99,6 +100,7 @@ class SamDecoder:
         self.mask_decoder = mask_decoder
         self.dtype = mask_decoder.iou_token.weight.dtype
         """Number format that it runs in."""
+        self._propose = Replayed(self._proposed)
         self._sized: dict[tuple[int, int], tuple[PromptEncoder, Tensor]] = {}
         with torch.inference_mode():
             grid = prompt_encoder.image_embedding_size
@@ -108,7 +110,7 @@ class SamDecoder:
 
     @property
     def device(self) -> torch.device:
-        """Where prompts must live."""
+        """Where it runs."""
         return self._upscaling[0][0].device
 
     @torch.inference_mode()
@@ -123,8 +125,8 @@ class SamDecoder:
 
         Args:
             embedding: Of the picture.
-            prompts: Where the objects are.
-            guidance: PerSAM's interventions.
+            prompts: Where the objects are, on any device.
+            guidance: PerSAM's interventions, on any device.
             windows: N windows of one size in cells of ``embedding.neck``, inside the picture. Each
                 object is decoded in its window alone; the time goes with the window's area. None =
                 everywhere.
@@ -132,7 +134,9 @@ class SamDecoder:
         Returns:
             Candidates with M = 4: the mask of the single-mask token, then the three of the
             multimask output (whole, part, sub-part in no fixed order). The logits are of the
-            windows (four of them to a cell, across), or of the padded square.
+            windows (four of them to a cell, across), or of the padded square. They are on the
+            processor, where the tracker works on masks: there are few of them, and on an
+            accelerator each small step would be asked for and waited for.
         """
         grid = embedding.neck.shape[2:]
         rows, columns = grid if embedding.padding else cells_of_picture(embedding)
@@ -140,27 +144,53 @@ class SamDecoder:
         if where is None:
             where = [Window(0, 0, columns, rows)] * len(prompts)
         prompt_encoder, grid_pe = self._for_grid(embedding)
-        sparse, dense = _prompt_tokens(prompt_encoder, prompts, where)
+        sparse, dense = _prompt_tokens(prompt_encoder, prompts, where, self.device)
+        neck, pe = _cells(_by_channels(embedding.neck), where), _cells(grid_pe, where)
+        prior = guidance.attention_prior
+        if prior is not None:
+            prior = cut(prior.view(-1, 1, *grid), where).flatten(1).to(self.device, self.dtype)
+        target = guidance.target_embedding
+        target = None if target is None else target.to(self.device, self.dtype)
+        proposed = self._propose(sparse, neck, _by_channels(dense), pe, prior, target)
+        logits, predicted_iou = (x.cpu() for x in proposed)
+        if windows is None and not embedding.padding:
+            logits = to_square(logits, embedding.input_size // 4)
+        return Candidates(logits, predicted_iou)
+
+    def _proposed(
+        self,
+        sparse: Tensor,
+        neck: Tensor,
+        dense: Tensor,
+        image_pe: Tensor,
+        prior: Tensor | None,
+        target: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """What ``decode`` does on (N, h, w, 256) cells of its windows.
+
+        Args:
+            sparse: (N, K, 256) tokens of points and boxes.
+            neck: The cells' embeddings.
+            dense: What the mask prompts add to them.
+            image_pe: Their positional encoding.
+            prior: (N, h * w), as in ``Guidance``.
+            target: (N, 256), as in ``Guidance``.
+
+        Returns:
+            (N, M, 4h, 4w) float32 logits, and (N, M) float32 predicted IoU.
+        """
         decoder = self.mask_decoder
         own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
         tokens = torch.cat([own.expand(len(sparse), -1, -1), sparse.to(self.dtype)], dim=1)
         # Cells one after the other, their channels side by side: every step is a matrix product.
-        image = _cells(_by_channels(embedding.neck), where) + _by_channels(dense).flatten(1, 2)
-        image = image.to(self.dtype)
-        image_pe = _cells(grid_pe, where)
-        prior = guidance.attention_prior
-        if prior is not None:
-            prior = cut(prior.view(-1, 1, *grid), where).flatten(1).to(self.dtype)
-        target = guidance.target_embedding
-        target = None if target is None else target.to(self.dtype)
-        hidden, image = self._transform(tokens, image, image_pe, Guidance(prior, target))
+        image = (neck + dense).to(self.dtype).flatten(1, 2)
+        guidance = Guidance(prior, target)
+        hidden, image = self._transform(tokens, image, image_pe.flatten(1, 2), guidance)
         kernels = [mlp(hidden[:, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)]
-        logits = self._masks(image, torch.stack(kernels, dim=1), dense.shape[2:]).float()
+        logits = self._masks(image, torch.stack(kernels, dim=1), neck.shape[1:3]).float()
         predicted_iou = decoder.iou_prediction_head(hidden[:, 0]).float()
         assert logits.shape[1] == decoder.num_mask_tokens == predicted_iou.shape[1]
-        if windows is None and not embedding.padding:
-            logits = to_square(logits, embedding.input_size // 4)
-        return Candidates(logits, predicted_iou)
+        return logits, predicted_iou
 
     def _for_grid(self, embedding: Embedding) -> tuple[PromptEncoder, Tensor]:
         """The prompt encoder with the embedding's size, and the cells' (1, h, w, 256) positions."""
@@ -226,16 +256,22 @@ class SamDecoder:
 
 
 def _prompt_tokens(
-    prompt_encoder: PromptEncoder, prompts: PromptBatch, windows: Sequence[Window]
+    prompt_encoder: PromptEncoder,
+    prompts: PromptBatch,
+    windows: Sequence[Window],
+    device: torch.device,
 ) -> tuple[Tensor, Tensor]:
     """SAM's prompt encoder: (N, K, 256) tokens, and (N, 256, h, w) to add to the image."""
-    points, masks = None, prompts.mask_logits
+    points, boxes, masks = None, prompts.boxes_xyxy, prompts.mask_logits
     if prompts.points_xy is not None:
-        points = (prompts.points_xy, prompts.point_labels)
+        assert prompts.point_labels is not None
+        points = prompts.points_xy.to(device), prompts.point_labels.to(device)
+    if boxes is not None:
+        boxes = boxes.to(device)
     if masks is not None:
         # Its convolutions have no padding, so that a part of the mask gives that part.
-        masks = cut(masks, [window.scaled(4) for window in windows])
-    sparse, dense = prompt_encoder(points=points, boxes=prompts.boxes_xyxy, masks=masks)
+        masks = cut(masks, [window.scaled(4) for window in windows]).to(device)
+    sparse, dense = prompt_encoder(points=points, boxes=boxes, masks=masks)
     if masks is None:
         dense = cut(dense, windows)  # the same everywhere
     return sparse, dense
@@ -279,9 +315,9 @@ def _by_channels(maps: Tensor) -> Tensor:
 
 
 def _cells(maps: Tensor, windows: Sequence[Window]) -> Tensor:
-    """(N or 1, H, W, C) -> (N, h * w, C), cells of N windows of one size; maps as for ``cut``."""
+    """(N or 1, H, W, C) -> (N, h, w, C), cells of N windows of one size; maps as for ``cut``."""
     parts = [maps[(i % len(maps), *w.slices)] for i, w in enumerate(windows)]
-    return torch.stack(parts).flatten(1, 2)
+    return torch.stack(parts)
 
 
 def cut(maps: Tensor, windows: Sequence[Window]) -> Tensor:

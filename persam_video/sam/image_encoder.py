@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from PIL import Image
-from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 from persam_video.errors import ConfigError
 from persam_video.geometry import fit_longest_side, scale_box
+from persam_video.sam.cuda_graphs import Replayed
 from persam_video.sam.machine import processor_threads
 from persam_video.types import Embedding, Float32Array, UInt8Array, Window
 
@@ -113,6 +114,12 @@ class SamImageEncoder:
         mean = torch.tensor(PIXEL_MEAN, device=self.device).view(1, 3, 1, 1)
         std = torch.tensor(PIXEL_STD, device=self.device).view(1, 3, 1, 1)
         self._mean, self._std = mean, std
+        # Other runtimes, and what torch compiles, ask for their steps on their own.
+        replays = isinstance(backbone, nn.Module)
+        self.maps: Callable[[Tensor], tuple[Tensor, ...]] = (
+            Replayed(self._maps) if replays else self._maps
+        )
+        """Normalised batch -> the embedding, and the finer maps behind it."""
 
     def encode(self, image_rgb: UInt8Array) -> Embedding:
         """Embed one (H, W, 3) uint8 RGB picture."""
@@ -172,19 +179,23 @@ class SamImageEncoder:
         source_hw = (int(image_rgb.shape[0]), int(image_rgb.shape[1]))
         input_hw = fit_longest_side(source_hw, self.input_size)
         x = self.preprocess(image_rgb, input_hw, window).to(self.dtype)
-        neck, stages = self.backbone(x)
+        neck, *stages = self.maps(x)
         side = self.input_size // _CELL
         left, top = (0, 0) if window is None else (window.left, window.top)
         missing = (left, side - left - neck.shape[3], top, side - top - neck.shape[2])
         return Embedding(
             neck=F.pad(neck.float(), missing),
-            stages=stages,
+            stages=tuple(stages),
             source_hw=source_hw,
             input_hw=input_hw,
             input_size=self.input_size,
             padding=self.padding,
             window=window,
         )
+
+    def _maps(self, x: Tensor) -> tuple[Tensor, ...]:
+        neck, stages = self.backbone(x)
+        return neck, *stages
 
     @property
     def torch_backbone(self) -> nn.Module:
@@ -237,30 +248,3 @@ class SamImageEncoder:
         if self.padding:
             return F.pad(x, (0, self.input_size - width, 0, self.input_size - height))
         return F.pad(x, (0, -width % _CELL, 0, -height % _CELL))
-
-
-class VitBackbone(nn.Module):
-    """segment_anything's ViT encoder, with maps from inside as ``stages``.
-
-    Its own forward returns the embedding only. The maps are the outputs of the global-attention
-    blocks that end the first and the last quarter of the depth, all at stride 16.
-    """
-
-    def __init__(self, vit: ImageEncoderViT) -> None:
-        super().__init__()
-        self.vit = vit
-        depth = len(vit.blocks)
-        self.taps = (depth // 4 - 1, depth - 1)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """(B, 3, 1024, 1024) -> (B, 256, 64, 64) and two maps (B, C, 64, 64)."""
-        vit = self.vit
-        x = vit.patch_embed(x)
-        if vit.pos_embed is not None:
-            x = x + vit.pos_embed
-        stages = []
-        for i, block in enumerate(vit.blocks):
-            x = block(x)
-            if i in self.taps:
-                stages.append(x.permute(0, 3, 1, 2))
-        return vit.neck(x.permute(0, 3, 1, 2)), tuple(stages)

@@ -18,13 +18,13 @@ from persam_video.sam.image_encoder import (
     TRAINED_INPUT_SIZE,
     Backbone,
     SamImageEncoder,
-    VitBackbone,
 )
 from persam_video.sam.machine import multiplies_bfloat16
 from persam_video.sam.registry import model_info
 from persam_video.sam.runtimes import PRECISIONS, choose_runtime
 from persam_video.sam.tiny_vit import TinyViT
 from persam_video.sam.torch_compile import TorchCompiled
+from persam_video.sam.vit import VitBackbone
 
 logger = logging.getLogger(__name__)
 

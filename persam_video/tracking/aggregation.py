@@ -79,5 +79,5 @@ def label_map(
     """
     labels = np.zeros(size_hw, np.uint8)
     for object_id, (place, logits) in zip(object_ids, parts, strict=True):
-        labels[place][(logits > 0).cpu().numpy()] = object_id
+        labels[place][(logits > 0).numpy()] = object_id
     return labels

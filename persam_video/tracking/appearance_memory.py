@@ -22,7 +22,8 @@ _SHARPNESS = 32.0
 """One over the cosine by which a remembered cell is more similar to weigh e times as much; a power
 of two, so that it is itself in bfloat16, too."""
 _CHUNK = 192
-"""Cells asked about at once, so that what they are compared with stays in the processor's cache."""
+"""Cells asked about at once, so that what they are compared with stays in the processor's cache;
+an accelerator is asked about all of them."""
 _BLOCK = 2 * _CHUNK
 """Cells that one thread asks about before another one may go on."""
 
@@ -64,7 +65,7 @@ class AppearanceMemory:
             (n,) float32 in [-1, 1], +1 = object.
         """
         if not len(looks):
-            return looks.new_zeros(0)
+            return torch.zeros(0)
         entries = [*self._references, *([] if self._latest is None else [self._latest])]
         cells = torch.cat([e[0] for e in entries])
         counts = torch.cat([e[1] for e in entries], dim=1)
@@ -72,6 +73,8 @@ class AppearanceMemory:
         cells, counts = F.pad(cells, (0, 0, 0, nothing)).T, F.pad(counts, (0, nothing))
         asked = F.pad(_SHARPNESS * looks, (0, 1), value=-_SHARPNESS)
         asked = F.pad(asked, (0, 0, 0, -len(looks) % _CHUNK)).to(self._dtype)
+        if asked.device.type != "cpu":
+            return _labels(asked, cells, counts, len(asked))[: len(looks)].cpu()
         blocks = torch.split(asked, _BLOCK)
         return torch.cat(spread(lambda b: _labels(b, cells, counts), blocks))[: len(looks)]
 
@@ -86,23 +89,25 @@ class AppearanceMemory:
         looks = looks_of(torch.cat([lesson.features, lesson.others]))
         counts = torch.cat([lesson.counts, lesson.other_counts])
         ones = F.pad(looks, (0, 1), value=1.0)
-        return ones.to(self._dtype), torch.stack([shares * counts, counts]).to(self._dtype)
+        weights = torch.stack([shares * counts, counts])
+        return ones.to(self._dtype), weights.to(ones.device, self._dtype)
 
 
-def _labels(asked: Tensor, cells: Tensor, counts: Tensor) -> Tensor:
+def _labels(asked: Tensor, cells: Tensor, counts: Tensor, at_once: int = _CHUNK) -> Tensor:
     """The label of each cell by those that are remembered.
 
     Args:
         asked: (n, D + 1) looks times the sharpness, and a column of minus the sharpness.
         cells: (D + 1, M) looks of the remembered cells, and a row of ones.
         counts: (2, M) for how many cells of the object, and of anything, each of them counts.
+        at_once: So many of the asked cells, of which n is a multiple.
 
     Returns:
         (n,) float32 in [-1, 1].
     """
-    buffer = asked.new_empty(_CHUNK, cells.shape[1])
+    buffer = asked.new_empty(at_once, cells.shape[1])
     labels = []
-    for chunk in torch.split(asked, _CHUNK):
+    for chunk in torch.split(asked, at_once):
         # With the column of ones: sharpness x (cosine - 1), so the exponential is at most 1.
         weights = torch.mm(chunk, cells, out=buffer).exp_()
         of_object, of_all = F.linear(counts, weights).float()

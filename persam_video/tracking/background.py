@@ -102,8 +102,7 @@ class Change:
 
     def over_square(self, embedding: Embedding) -> Change:
         """Both as (4h, 4w) over the padded square of the frame's embedding."""
-        maps = (m.to(embedding.neck.device) for m in (self.votes, self.empty))
-        return Change(*(over_square(m, embedding) for m in maps))
+        return Change(*(over_square(m, embedding) for m in (self.votes, self.empty)))
 
 
 class Background:

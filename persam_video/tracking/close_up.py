@@ -76,15 +76,14 @@ class CloseUps:
     def __init__(self, encoder: Encoder, decoder: SamDecoder, config: TrackConfig) -> None:
         self._new = partial(CloseUp, encoder, decoder, config)
         self._config = config
-        self._device = decoder.device
         self._by_id: dict[int, CloseUp] = {}
 
     def start(self, image_rgb: UInt8Array, labels: UInt8Array, ids: tuple[int, ...]) -> None:
         """Take the objects ``ids`` of a (H, W) uint8 label map as references in this frame."""
         for object_id in ids:
             self._by_id[object_id] = close_up = self._new()
-            mask = torch.tensor(labels == object_id, device=self._device)
-            others = torch.tensor((labels != 0) & (labels != VOID), device=self._device) & ~mask
+            mask = torch.from_numpy(labels == object_id)
+            others = torch.from_numpy((labels != 0) & (labels != VOID)) & ~mask
             logits = torch.where(mask, _CERTAIN, -_CERTAIN)
             if close_up.look(image_rgb, logits):
                 close_up.learn(logits, others)
@@ -118,7 +117,7 @@ class CloseUps:
         moved = torch.zeros_like(full)
         if change is not None:
             size = full.shape[1], full.shape[2]
-            large = F.interpolate(change.to(full.device)[None, None], size, mode="bilinear")[0, 0]
+            large = F.interpolate(change[None, None], size, mode="bilinear")[0, 0]
             moved = moved_objects(full > 0, self._config.background * large)
         looked = []
         for i, obj in enumerate(objects):
@@ -174,7 +173,7 @@ class CloseUp:
             three eighths of the frame, or, once followed, nearly a half.
         """
         self._view = None
-        window = self._follow((logits > 0).cpu().numpy())
+        window = self._follow((logits > 0).numpy())
         if window is None:
             return False
         embedding = self._encoder.encode(window.cut(image_rgb))

@@ -45,7 +45,7 @@ def box_ahead(
     if not objects or _may_be_anywhere(objects):
         return None
     expected = [obj.motion.moved(obj.logits, frames) > 0 for obj in objects]
-    box = mask_to_box(torch.stack(expected).any(dim=0).cpu().numpy())
+    box = mask_to_box(torch.stack(expected).any(dim=0).numpy())
     if box is None:
         return None
     longest = max(size_hw)
@@ -61,7 +61,7 @@ def shows_expected_places(objects: list[TrackedObject], embedding: Embedding) ->
     outside = torch.ones(objects[0].logits.shape, dtype=torch.bool)
     outside[embedding.window.scaled(4).slices] = False
     rows, columns = (-(-length // 4) for length in embedding.input_hw)
-    outside = outside[:rows, :columns].to(embedding.neck.device)
+    outside = outside[:rows, :columns]
     return not any(
         ((obj.expected_logits()[:rows, :columns] > 0) & outside).any() for obj in objects
     )

@@ -89,7 +89,8 @@ class Sums:
         """Of (n, C) features, which count once or (n,) times."""
         if counts is None:
             return cls(cells.T @ cells, cells.sum(dim=0), len(cells))
-        return cls((cells * counts[:, None]).T @ cells, counts @ cells, float(counts.sum()))
+        count, counts = float(counts.sum()), counts.to(cells.device)
+        return cls((cells * counts[:, None]).T @ cells, counts @ cells, count)
 
     def times(self, weight: float) -> Sums:
         """Each of the cells counts so many times."""
@@ -185,11 +186,11 @@ class FrameFeatures:
         """``at`` of several places, of cells that are in more than one of them made once."""
         if len(places) == 1:
             return [self.at(places[0])]
-        wanted = self.coarse.new_zeros(self.size_hw[0] * self.size_hw[1], dtype=torch.bool)
+        wanted = torch.zeros(self.size_hw[0] * self.size_hw[1], dtype=torch.bool)
         for cells in places:
             wanted[cells] = True
         features, row = self.at(wanted.nonzero()[:, 0]), wanted.cumsum(0) - 1
-        return [features[row[cells]] for cells in places]
+        return [features[row[cells].to(features.device)] for cells in places]
 
     def looks(self, cells: Tensor) -> Tensor:
         """(n,) indices of cells -> (n, D') float32 of unit length, what they are compared by."""
@@ -201,28 +202,28 @@ class FrameFeatures:
         The same as ``at(cells) @ weights`` but for rounding, without making any of them.
         """
         places, factor = self._rows_and_columns(cells), self.factor
-        rows, columns = places
         # Of the coarse cells those that the asked ones lie in, and one on either side.
         top, left = (max(0, int(place.min()) // factor - 1) for place in places)
         bottom, right = (int(place.max()) // factor + 2 for place in places)
         along = (self.coarse[top:bottom, left:right] @ weights)[..., None]
         large = _enlarged(along, factor, self.size_hw)[..., 0]
+        rows, columns = (place.to(large.device) for place in places)
         score = large[rows - top * factor, columns - left * factor]
         for projection, m in self.fine:
             score += projection.scores(m[rows, columns], weights)
-        return score
+        return score.cpu()
 
     def sampled(self, where: Tensor) -> Tensor:
         """(n, C) samples that are in a (h, w) bool region."""
         down, across = self.every
-        return self.samples[where[::down, ::across]]
+        return self.samples[where[::down, ::across].to(self.samples.device)]
 
     def sum_sampled(self, cells: Tensor) -> Sums:
         """The share of the frame's sums that some (n, C) samples have."""
         return Sums.over(cells).times(_weight(self.size_hw, self.every))
 
     def _features(self, cells: Tensor, first: int | None) -> Tensor:
-        rows, columns = self._rows_and_columns(cells)
+        rows, columns = self._rows_and_columns(cells.to(self.coarse.device))
         total = _enlarged_at(self.coarse[..., :first], self.factor, rows, columns)
         for projection, m in self.fine:
             total += projection.components(m[rows, columns], first)
@@ -303,7 +304,7 @@ class FeatureSpace:
         """
         step = self._step(embedding)
         samples = _samples(*self._parts(embedding), (step, _ACROSS * step))
-        some = samples[where[:, ::_ACROSS]]
+        some = samples[where[:, ::_ACROSS].to(samples.device)]
         return Sums.over(some).times(float(where.sum()) * step**2 / max(1, len(some)))
 
     def _step(self, embedding: Embedding) -> int:

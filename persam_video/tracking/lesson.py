@@ -36,7 +36,6 @@ class Lesson:
         itself: (h, w) bool, those that are the object.
         cells: (M,) indices of cells of the region, those nearest to it first.
         features: (M, C) float32, the features of these.
-        near: How many of these, the first ones, are near the object.
         counts: (M,) float32, for how many cells each of them counts.
         shares: (M,) float32 in [0, 1], of the object in each of them; 1 in the fullest.
         own: Sums over those that are the object.
@@ -52,7 +51,6 @@ class Lesson:
     itself: Tensor
     cells: Tensor
     features: Tensor
-    near: int
     counts: Tensor
     shares: Tensor
     own: Sums
@@ -79,7 +77,7 @@ class Lesson:
     ) -> list[Lesson]:
         """The same of several objects, whose regions may overlap."""
         chosen = [_chosen(*both, frame.step) for both in zip(masks, regions, strict=True)]
-        features = frame.at_each([cells for cells, _, _ in chosen])
+        features = frame.at_each([cells for cells, _ in chosen])
         return [
             cls._of(mask, region, *choice, made)
             for mask, region, choice, made in zip(masks, regions, chosen, features, strict=True)
@@ -91,7 +89,6 @@ class Lesson:
         mask: Tensor,
         region: Tensor,
         cells: Tensor,
-        near: int,
         counts: Tensor,
         features: Tensor,
     ) -> Lesson:
@@ -100,11 +97,9 @@ class Lesson:
         fullest = shares.max().clamp_min(1e-3)
         shares, itself = shares / fullest, region & (mask / fullest > 0.5)
         inside = shares > 0.5
-        own, beside = (Sums.over(features[some], counts[some]) for some in (inside, ~inside))
+        own, beside = (_summed(features, counts, some) for some in (inside, ~inside))
         nothing = features[:0], counts[:0]
-        return cls(
-            mask, region, itself, cells, features, near, counts, shares, own, beside, *nothing
-        )
+        return cls(mask, region, itself, cells, features, counts, shares, own, beside, *nothing)
 
     def against(
         self,
@@ -144,8 +139,14 @@ class Lesson:
         )
 
 
-def _chosen(mask: Tensor, region: Tensor, step: int) -> tuple[Tensor, int, Tensor]:
-    """Cells of a region: (M,) indices, how many are near the object, for how many each counts."""
+def _summed(features: Tensor, counts: Tensor, some: Tensor) -> Sums:
+    """Over the features of some of (M,) cells, which stand for so many each."""
+    places = cells_in(some)
+    return Sums.over(features[places.to(features.device)], counts[places])
+
+
+def _chosen(mask: Tensor, region: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """Cells of a region, those near the object first: (M,) indices, for how many each counts."""
     place = rectangle_of(region)
     # Of an object smaller than a cell its fullest cells count as touched.
     least = (mask[place].max() / 2).clamp_max(_TOUCHED)
@@ -156,7 +157,7 @@ def _chosen(mask: Tensor, region: Tensor, step: int) -> tuple[Tensor, int, Tenso
     near[place] = F.max_pool2d(rows, (1, 2 * reach + 1), stride=1, padding=(0, reach))[0, 0] > 0
     kinds = _spread(region & near, 1, _MOST_NEAR), _spread(region & ~near, _EVERY, _MOST_FAR)
     cells, counts = (torch.cat(parts) for parts in zip(*kinds, strict=True))
-    return cells, len(kinds[0][0]), counts
+    return cells, counts
 
 
 def _spread(place: Tensor, every: int, most: int) -> tuple[Tensor, Tensor]:
@@ -164,5 +165,5 @@ def _spread(place: Tensor, every: int, most: int) -> tuple[Tensor, Tensor]:
     cells = cells_in(place)
     kept = min(-(-len(cells) // every), most)
     # Not a fixed step: in a grid of rows it can miss a thin object altogether.
-    some = cells[torch.arange(kept, device=cells.device) * len(cells) // max(1, kept)]
-    return some, torch.full((kept,), len(cells) / max(1, kept), device=place.device)
+    some = cells[torch.arange(kept) * len(cells) // max(1, kept)]
+    return some, torch.full((kept,), len(cells) / max(1, kept))

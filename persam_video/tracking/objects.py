@@ -101,12 +101,12 @@ class TrackedObject:
         """
         returned = self.frames_lost > 0
         # It may be anywhere, or, less surely, where most of it should be by now or was seen last.
-        mask = (logits > 0).cpu().numpy()
+        mask = (logits > 0).numpy()
         area = int(mask.sum())
         found = score >= config.found_above and area >= max(1.0, _SCRAP * self.area)
         if not found and score >= config.lost_below and area > 0:
             places = (self.expected_logits(), self.logits)
-            found = any(_overlap(mask, _largest_part((p > 0).cpu().numpy())) for p in places)
+            found = any(_overlap(mask, _largest_part((p > 0).numpy())) for p in places)
         self.score = score if found else min(score, config.lost_below)
         if not found:
             self.state = ObjectState.LOST
@@ -148,14 +148,14 @@ def without_strays(
     """
     rows, columns = picture_hw
     unsure = [obj.state is not ObjectState.TRACKED for obj in objects]
-    places = [(o.expected_logits()[:rows, :columns] > 0).cpu().numpy() for o in objects]
+    places = [(o.expected_logits()[:rows, :columns] > 0).numpy() for o in objects]
     seen = [p for p, obj in zip(places, objects, strict=True) if obj.frames_lost == 0]
     occupied = np.sum(seen, axis=0, dtype=np.uint8) if seen else np.zeros_like(places[0], np.uint8)
-    still = None if votes is None else votes[:rows, :columns].cpu().numpy()
+    still = None if votes is None else votes[:rows, :columns].numpy()
     kept = logits.clone()
     for i, (mask, obj, itself) in enumerate(zip(kept, objects, unsure, strict=True)):
         inside = mask[:rows, :columns]
-        parts, count = _parts((inside > 0).cpu().numpy())
+        parts, count = _parts((inside > 0).numpy())
         if obj.frames_lost > 0 or count == 0:
             continue
         strays = np.zeros(parts.shape, np.bool_)
@@ -173,7 +173,7 @@ def without_strays(
                 if own.any():
                     strays |= ~own & (parts > 0)
         if strays.any():
-            inside[torch.from_numpy(strays).to(mask.device)] = mask.min()
+            inside[torch.from_numpy(strays)] = mask.min()
     return kept
 
 

@@ -107,7 +107,7 @@ class PersamMethod:
         grid_hw = (maps.shape[1], maps.shape[2])
         stride = embedding.input_size / grid_hw[1]
         previous = torch.stack([o.expected_logits() for o in objects])
-        lost = torch.tensor([o.frames_lost > 0 for o in objects], device=maps.device)
+        lost = torch.tensor([o.frames_lost > 0 for o in objects])
         maps = _without_taken_cells(maps, previous, lost)
         margin = self._track.box_margin * embedding.input_hw[0] / embedding.source_hw[0]
         boxes = _grow(boxes_of_logits(previous, embedding), margin, embedding)
@@ -133,7 +133,7 @@ class PersamMethod:
             labels.append(torch.zeros(points[-1].shape[:2]))
         prompts = PromptBatch(
             points_xy=torch.cat(points, dim=1),
-            point_labels=torch.cat(labels, dim=1).to(maps.device),
+            point_labels=torch.cat(labels, dim=1),
             boxes_xyxy=boxes,
         )
         return prompts, self._guidance(targets, maps)
@@ -148,7 +148,7 @@ class PersamMethod:
 
 def relative_likeness(objects: list[TrackedObject], logits: Tensor, embedding: Embedding) -> Tensor:
     """Likeness of N masks (N, 4h, 4w) to their targets, as a share of its running value: (N,)."""
-    running = torch.tensor([o.likeness for o in objects], device=logits.device)
+    running = torch.tensor([o.likeness for o in objects])
     return likeness([o.target for o in objects], logits, embedding) / running
 
 
@@ -188,24 +188,23 @@ def _likeliest_patch(similarity: Tensor, target: Target) -> Tensor:
     threshold = (target.self_similarity + target.background_similarity) / 2
     best = int(similarity.argmax())
     above = similarity >= min(threshold, float(similarity.max()))
-    parts, _ = ndimage.label(above.cpu().numpy())
-    patch = torch.from_numpy(parts == parts.flat[best]).to(similarity.device)
+    parts, _ = ndimage.label(above.numpy())
+    patch = torch.from_numpy(parts == parts.flat[best])
     return patch.float() * 2 - 1
 
 
 def _grow(boxes_xyxy: Tensor, margin: float, embedding: Embedding) -> Tensor:
     """(N, 4) boxes in input pixels grown on all sides and clipped to the frame."""
     height, width = embedding.input_hw
-    grown = boxes_xyxy + torch.tensor([-margin, -margin, margin, margin], device=boxes_xyxy.device)
-    limits = torch.tensor([width, height, width, height], device=boxes_xyxy.device) - 1.0
+    grown = boxes_xyxy + torch.tensor([-margin, -margin, margin, margin])
+    limits = torch.tensor([width, height, width, height]) - 1.0
     return torch.minimum(grown.clamp_min(0), limits)
 
 
 def _cells_inside(boxes_xyxy: Tensor, grid_hw: tuple[int, int], stride: float) -> Tensor:
     """(N, h, w) bool, cells that touch the boxes (N, 4) in input pixels."""
-    device = boxes_xyxy.device
-    top = torch.arange(grid_hw[0], device=device) * stride
-    left = torch.arange(grid_hw[1], device=device) * stride
+    top = torch.arange(grid_hw[0]) * stride
+    left = torch.arange(grid_hw[1]) * stride
     x1, y1, x2, y2 = (boxes_xyxy[:, i, None] for i in range(4))
     rows = (top + stride > y1) & (top <= y2)
     columns = (left + stride > x1) & (left <= x2)

@@ -146,8 +146,8 @@ class PropagationMethod:
             (N, 4h, 4w) float32 logits and (N,) scores in [0, 1].
         """
         side = embedding.input_size // 4
-        logits = torch.zeros((len(objects), side, side), device=embedding.neck.device)
-        scores = torch.zeros(len(objects), device=embedding.neck.device)
+        logits = torch.zeros((len(objects), side, side))
+        scores = torch.zeros(len(objects))
         for method, known in ((self._propagate, True), (self._persam.segment, False)):
             places = [i for i, o in enumerate(objects) if (o.model is not None) is known]
             if places:
@@ -202,7 +202,7 @@ class PropagationMethod:
         limit = self._config.logit_limit
         most = min(self._config.background, limit)
         moved = moved_objects(expected, most * change.votes)
-        lost = torch.tensor([obj.frames_lost > 0 for obj in objects], device=expected.device)
+        lost = torch.tensor([obj.frames_lost > 0 for obj in objects])
         return torch.where(lost[:, None, None], -2 * limit * change.empty, moved)
 
     def _prior(
@@ -228,7 +228,7 @@ class PropagationMethod:
         memory = obj.memory if obj.frames_lost == 0 else None
         score = cell_scores(frame, region, obj.model, memory, config)
         limit = config.logit_limit
-        prior = torch.full(region.shape, -limit, device=region.device)
+        prior = torch.full(region.shape, -limit)
         prior[region] = (config.gain * score).clamp(-limit, limit) + moved[region]
         prior = prior.clamp(-limit, limit)
         if obj.frames_lost > 0:
@@ -255,7 +255,7 @@ class PropagationMethod:
             (h, w) logits.
         """
         inside = prior > 0
-        wider = ndimage.binary_dilation(inside.cpu().numpy(), iterations=gap)
+        wider = ndimage.binary_dilation(inside.numpy(), iterations=gap)
         places, count = ndimage.label(wider)
         if count < 2:
             return prior
@@ -263,8 +263,8 @@ class PropagationMethod:
         evidence[inside] = prior[inside]
         if self._config.memory_share:
             evidence[inside] *= (1 + obj.memory.score(frame.looks(cells_in(inside)))) / 2
-        sums = ndimage.sum_labels(evidence.cpu().numpy(), places, np.arange(1, count + 1))
-        kept = torch.from_numpy(places == int(sums.argmax()) + 1).to(prior.device)
+        sums = ndimage.sum_labels(evidence.numpy(), places, np.arange(1, count + 1))
+        kept = torch.from_numpy(places == int(sums.argmax()) + 1)
         return torch.where(kept, prior, -self._config.logit_limit)
 
     def remember(self, objects: list[TrackedObject], embedding: Embedding) -> None:
@@ -361,7 +361,7 @@ def _in_turn(objects: list[TrackedObject]) -> list[TrackedObject]:
 def _outside(part: Embedding, whole: Embedding) -> Tensor:
     """(h, w) bool, the cells of a whole frame that are not in a part of it."""
     rows, columns = cells_of_picture(whole)
-    outside = torch.ones(rows, columns, dtype=torch.bool, device=whole.neck.device)
+    outside = torch.ones(rows, columns, dtype=torch.bool)
     outside[window_seen(part).slices] = False
     return outside
 

@@ -150,7 +150,7 @@ def _best_candidate(
     possible = (missed > 0)[:, None] & (areas > least) & (areas < most)
     agreement = torch.where(possible, torch.maximum(agreement, _INSIDE * inside), agreement)
     best = (agreement + _BELIEF * candidates.predicted_iou).argmax(dim=1)
-    row = torch.arange(len(best), device=best.device)
+    row = torch.arange(len(best))
     share = config.agreement_slope * (agreement[row, best] - config.agreement_low)
     limit = config.sam_logit_limit
     refined = candidates.logits[row, best].clamp(-limit, limit)

@@ -14,7 +14,12 @@ from typing import Any, TypeVar
 
 import torch
 
-from persam_video.sam.machine import processor_threads, take_threads, threads_taken
+from persam_video.sam.machine import (
+    gpu_stream,
+    processor_threads,
+    take_threads,
+    threads_taken,
+)
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -42,14 +47,15 @@ def large_step() -> Iterator[None]:
 
 @contextmanager
 def shared_on(device: torch.device) -> Iterator[None]:
-    """Spread nothing for a while unless the work is the processor's.
+    """Spread as much for a while as the device bears.
 
-    Threads that give work to an accelerator at once gain little, and not every one bears it.
+    Threads that give work to an accelerator at once gain little; what the processor does meanwhile
+    (``side_by_side``) is worth one more, where the accelerator takes work from several.
     """
     if device.type == "cpu":
         yield
     else:
-        with _sharing(1):
+        with _sharing(min(2, _threads()) if device.type == "cuda" else 1):
             yield
 
 
@@ -86,13 +92,14 @@ def spread(function: Callable[[A], B], items: Iterable[A]) -> list[B]:
     shares = [items[low:high] for low, high in pairwise(bounds)]
     found: list[list[B]] = [[] for _ in shares]
     errors: list[BaseException | None] = [None for _ in shares]
-    inference = torch.is_inference_mode_enabled()  # which every thread has for itself
+    # Which every thread has for itself.
+    inference, stream = torch.is_inference_mode_enabled(), gpu_stream()
 
     def work(i: int) -> None:
         take_threads(1)
         _this_thread.count = threads // count
         try:
-            with torch.inference_mode(inference):
+            with torch.inference_mode(inference), torch.cuda.stream(stream):
                 found[i] = [function(item) for item in shares[i]]
         except BaseException as error:  # raised again on the caller's thread
             errors[i] = error

@@ -88,7 +88,8 @@ class TargetModel:
         beside, own = part / max(1.0, lesson.beside.count), 1 / max(1.0, lesson.own.count)
         matrix = everywhere * background.gram + beside * lesson.beside.gram + own * lesson.own.gram
         weight = lesson.counts * torch.where(lesson.shares > 0.5, own, beside)
-        vector = (weight * (2 * lesson.shares - 1)) @ lesson.features
+        targets = weight * (2 * lesson.shares - 1)
+        vector = targets.to(lesson.features.device) @ lesson.features
         vector -= everywhere * background.total
         if others is not None:
             each = lesson.other_weight / max(1.0, others.count)

@@ -1,0 +1,184 @@
+"""On an NVIDIA GPU: the same masks as on the processor, recorded steps, and streams."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from segment_anything.build_sam import _build_sam
+from torch import Tensor
+
+import persam_video as pv
+from persam_video.evaluation.metrics import region_similarity
+from persam_video.sam.cuda_graphs import Replayed
+from persam_video.sam.vit import VitBackbone
+from persam_video.types import UInt8Array
+
+CUDA = torch.device("cuda")
+SIZE_HW = 270, 480
+
+
+def scene(count: int = 8) -> tuple[list[pv.Frame], list[UInt8Array]]:
+    """A blue disc that moves to the right and a red box that moves to the left, and their masks."""
+    rng = np.random.default_rng(0)
+    noise = cv2.GaussianBlur(rng.normal(0, 60, (*SIZE_HW, 3)), (0, 0), 3) * 3
+    ground = (np.array([110, 130, 100]) + noise).clip(0, 255).astype(np.uint8)
+    frames, masks = [], []
+    for index in range(count):
+        image, labels = ground.copy(), np.zeros(SIZE_HW, np.uint8)
+        cv2.circle(labels, (130 + 5 * index, 90), 45, 1, -1)
+        cv2.rectangle(labels, (330 - 4 * index, 140), (420 - 4 * index, 220), 2, -1)
+        image[labels == 1], image[labels == 2] = (40, 60, 200), (200, 50, 30)
+        frames.append(pv.Frame(index, index / 25, cv2.GaussianBlur(image, (0, 0), 0.8)))
+        masks.append(labels)
+    return frames, masks
+
+
+def tracker_on(device: str, **track: Any) -> pv.Tracker:
+    encoder = pv.EncoderConfig(input_size=512, device=device, dtype="float32")
+    return pv.Tracker.from_config(pv.Config(encoder=encoder, track=pv.TrackConfig(**track)))
+
+
+def agreement(got: list[UInt8Array], expected: list[UInt8Array]) -> float:
+    """Least IoU over frames and objects."""
+    return min(
+        region_similarity(a == i, b == i)
+        for a, b in zip(got, expected, strict=True)
+        for i in (1, 2)
+    )
+
+
+def tracked(
+    tracker: pv.Tracker, frames: list[pv.Frame], reference: pv.Reference
+) -> list[UInt8Array]:
+    return [result.labels for _, result in pv.track(iter(frames), tracker, reference)]
+
+
+@pytest.fixture
+def recorded() -> Iterator[tuple[Replayed, list[int]]]:
+    """A function of two tensors, and a list with an entry for each time that Python runs it."""
+    calls: list[int] = []
+
+    def function(a: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
+        calls.append(1)
+        return (a.exp(), a @ a.T if b is None else a @ b)
+
+    with torch.inference_mode():
+        yield Replayed(function), calls
+
+
+@pytest.mark.parametrize("method", ["track", "persam", "persam_f"])
+@pytest.mark.needs_weights
+@pytest.mark.needs_cuda
+def test_a_clip_has_the_same_masks_as_on_the_processor(method: str, vit_t_weights: Path) -> None:
+    frames, masks = scene()
+    found = {
+        device: tracked(tracker_on(device, method=method), frames, pv.Reference(masks[0]))
+        for device in ("cpu", "cuda")
+    }
+    assert agreement(found["cuda"], found["cpu"]) > 0.95
+    if method == "track":
+        assert agreement(found["cuda"], masks) > 0.9
+
+
+@pytest.mark.parametrize(
+    "settings", [{"close_up": True}, {"keyframe_interval": 2}, {"look_back": 4}]
+)
+@pytest.mark.needs_weights
+@pytest.mark.needs_cuda
+def test_settings_find_the_objects(settings: dict[str, Any], vit_t_weights: Path) -> None:
+    frames, masks = scene()
+    assert (
+        agreement(tracked(tracker_on("cuda", **settings), frames, pv.Reference(masks[0])), masks)
+        > 0.9
+    )
+
+
+@pytest.mark.needs_weights
+@pytest.mark.needs_cuda
+def test_clicks_and_a_photo_find_the_objects(vit_t_weights: Path) -> None:
+    frames, masks = scene(4)
+    prompts = pv.parse_prompts(["130,90", "2=375,180"])
+    clicked = tracked(tracker_on("cuda"), frames, pv.Reference(prompts=prompts))
+    photo = pv.Reference(masks[0], image_rgb=frames[0].image_rgb)
+    searched = tracked(tracker_on("cuda"), frames[1:], photo)
+    assert agreement(clicked, masks) > 0.9
+    assert agreement(searched, masks[1:]) > 0.85
+
+
+@pytest.mark.needs_weights
+@pytest.mark.needs_cuda
+def test_objects_are_added_and_corrected_between_frames(vit_t_weights: Path) -> None:
+    frames, masks = scene()
+    only_disc = [np.where(mask == 1, mask, 0).astype(np.uint8) for mask in masks]
+    tracker, got = tracker_on("cuda"), []
+    for frame, result in pv.track(iter(frames), tracker, pv.Reference(only_disc[0])):
+        if frame.index == 2:
+            tracker.add(np.where(masks[2] == 2, masks[2], 0).astype(np.uint8))
+        if frame.index == 4:
+            tracker.correct(masks[4])
+        got.append(result.labels)
+    assert agreement(got[3:], masks[3:]) > 0.9
+
+
+@pytest.mark.needs_cuda
+def test_a_function_is_recorded_the_second_time_and_then_replayed(
+    recorded: tuple[Replayed, list[int]],
+) -> None:
+    function, calls = recorded
+    kept = []
+    for step in range(5):
+        a, b = torch.randn(3, 4, device=CUDA), torch.randn(4, 2, device=CUDA)
+        kept.append((a, b, *function(a, b)))
+        assert len(calls) == min(step + 1, 2)
+    for a, b, exponential, product in kept:  # of each call its own
+        assert torch.equal(exponential, a.exp()) and torch.allclose(product, a @ b, atol=1e-6)
+    a = torch.randn(7, 4, device=CUDA)
+    for _ in range(3):
+        assert torch.allclose(function(a, None)[1], a @ a.T, atol=1e-5)
+    assert len(calls) == 4
+
+
+@pytest.mark.needs_cuda
+def test_recordings_are_of_a_stream_and_few(recorded: tuple[Replayed, list[int]]) -> None:
+    function, calls = recorded
+    inputs = [torch.randn(3, 4 + i, device=CUDA) for i in range(40)]
+    for a in inputs + inputs:
+        function(a, None)
+    assert len(calls) == 80  # none of them is kept for so long
+
+    def work(seed: int) -> bool:
+        with torch.inference_mode(), torch.cuda.stream(torch.cuda.Stream()):
+            a = torch.full((64, 64), float(seed), device=CUDA)
+            products = [function(a, None)[1] for _ in range(50)]
+            return all(bool((p == 64 * seed * seed).all()) for p in products)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(1, 5)))
+
+
+@pytest.mark.needs_cuda
+def test_vit_in_bfloat16_is_near_float32(vit: VitBackbone) -> None:
+    vit = vit.to(CUDA)
+    x = torch.randn(1, 3, 1024, 1024, device=CUDA)
+    with torch.inference_mode():
+        exact = vit(x)[0]
+        rounded = vit.bfloat16()(x.bfloat16())[0].float()
+    assert ((rounded - exact).norm() / exact.norm()) < 0.02
+
+
+@pytest.fixture
+def vit() -> VitBackbone:
+    """A small ViT of random weights."""
+    torch.manual_seed(0)
+    encoder = _build_sam(64, 4, 4, (1, 3)).image_encoder
+    for name, parameter in encoder.named_parameters():
+        if "rel_pos" in name or name == "pos_embed":  # which begin as zeros
+            parameter.data.normal_(0, 0.1)
+    return VitBackbone(encoder).requires_grad_(False).eval()
