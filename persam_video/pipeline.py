@@ -196,7 +196,10 @@ def _encoded(
 
     def encode(frame: Frame, box_xyxy: Box) -> Encoded:
         with telling_frame(frame.index, "encoding"):
-            return lanes.encoded(lambda: tracker.encode(frame.image_rgb, box_xyxy))
+            encoded = lanes.encoded(lambda: tracker.encode(frame.image_rgb, box_xyxy))
+            if lanes.are_open:  # the GPU is at work now, and this thread is not
+                tracker.look_ahead(frame.image_rgb)
+            return encoded
 
     pool = ThreadPoolExecutor(
         at_once, "persam-encoder", initializer=take_threads, initargs=(threads,)

@@ -135,8 +135,8 @@ def test_a_thread_that_cannot_start_leaves_none_behind(monkeypatch: pytest.Monke
     assert torch.get_num_threads() == 4
 
 
-@pytest.mark.parametrize(("device", "threads"), [("cpu", 4), ("cuda", 2), ("mps", 1)])
-def test_work_of_an_accelerator_is_spread_little(device: str, threads: int) -> None:
+@pytest.mark.parametrize(("device", "threads"), [("cpu", 4), ("cuda", 1), ("mps", 1)])
+def test_work_of_an_accelerator_is_not_spread(device: str, threads: int) -> None:
     with shared_on(torch.device(device)):
         assert len(set(spread(met_by(threads), range(4)))) == threads
     assert torch.get_num_threads() == 4

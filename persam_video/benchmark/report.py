@@ -16,7 +16,7 @@ import numpy as np
 from persam_video.benchmark.truth import Score
 from persam_video.sam.machine import gpu_name, processor_threads
 
-_PACKAGES = ("persam-video", "torch", "numpy", "av", "opencv-python")
+_PACKAGES = ("persam-video", "torch", "numpy", "av", "opencv-python", "opencv-python-headless")
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,9 +156,9 @@ def machine() -> str:
 
 
 def versions(*others: str) -> str:
-    """Versions of what the times depend on, and of ``others`` that are installed."""
-    found = [f"{name} {version(name)}" for name in _PACKAGES]
-    for name in others:
+    """Versions of what the times depend on, and of ``others``, as far as they are installed."""
+    found = []
+    for name in (*_PACKAGES, *others):
         try:
             found.append(f"{name} {version(name)}")
         except PackageNotFoundError:

@@ -32,6 +32,11 @@ class Lanes:
             self._encoder.wait_stream(torch.cuda.current_stream())  # which loads the network
             self._tracker = torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call]
 
+    @property
+    def are_open(self) -> bool:
+        """Whether there is a GPU that works while its threads do something else."""
+        return self._encoder is not None
+
     def encoded(self, encode: Callable[[], Embedding]) -> Encoded:
         """Encode on the encoder's stream, without waiting for the end of it."""
         if self._encoder is None:

@@ -45,11 +45,6 @@ def multiplies_bfloat16() -> bool:
     return any(capabilities().get(name, False) for name in ("amx_bf16", "avx512_bf16"))
 
 
-def gpu_stream() -> torch.cuda.Stream | None:
-    """The GPU's stream that this thread works on; None as long as nothing has run on one."""
-    return torch.cuda.current_stream() if gpu_in_use() else None
-
-
 def gpu_name() -> str | None:
     """Name of the GPU in use; None as long as nothing has run on one."""
     return torch.cuda.get_device_name() if gpu_in_use() else None

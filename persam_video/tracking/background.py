@@ -82,6 +82,10 @@ _CUT_LEARNT = 0.3
 """Share of a new frame in how much pictures differ."""
 
 
+Reduced = tuple[UInt8Array, Float32Array]
+"""Of a frame: (h, w) grey values and (h, w, 3) smoothed CIELAB."""
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """What the background says about a frame.
@@ -132,16 +136,21 @@ class Background:
         self.cut = False
         """Whether the latest frame is from another scene or viewpoint than the one before."""
 
-    def look(self, image_rgb: UInt8Array) -> Change:
+    def reduced(self, image_rgb: UInt8Array) -> Reduced:
+        """What ``look`` compares of a (H, W, 3) uint8 RGB frame; on any thread, frames ahead."""
+        return _reduced(image_rgb, self._longest, _BLUR * self._scale)
+
+    def look(self, image_rgb: UInt8Array, reduced: Reduced | None = None) -> Change:
         """Compare a new frame with the background; ``cut`` is about this frame then.
 
         Args:
             image_rgb: (H, W, 3) uint8 RGB.
+            reduced: ``reduced`` of it, when the caller has it already.
 
         Returns:
             Over the whole frame, h, w <= ``longest``.
         """
-        gray, colours = _reduced(image_rgb, self._longest, _BLUR * self._scale)
+        gray, colours = reduced or self.reduced(image_rgb)
         old, shape = self._view, gray.shape
         self.cut = False
         stayed = np.ones(shape, np.bool_)
@@ -272,7 +281,7 @@ class _View:
     camera: NDArray[np.float64] | None
 
 
-def _reduced(image_rgb: UInt8Array, longest: int, blur: float) -> tuple[UInt8Array, Float32Array]:
+def _reduced(image_rgb: UInt8Array, longest: int, blur: float) -> Reduced:
     """(h, w) uint8 grey values and (h, w, 3) float32 smoothed CIELAB of a smaller picture."""
     height, width = image_rgb.shape[:2]
     scale = min(1.0, longest / max(height, width))

@@ -14,12 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from persam_video.sam.machine import (
-    gpu_stream,
-    processor_threads,
-    take_threads,
-    threads_taken,
-)
+from persam_video.sam.machine import processor_threads, take_threads, threads_taken
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -47,15 +42,15 @@ def large_step() -> Iterator[None]:
 
 @contextmanager
 def shared_on(device: torch.device) -> Iterator[None]:
-    """Spread as much for a while as the device bears.
+    """Spread nothing for a while unless the work is the processor's.
 
-    Threads that give work to an accelerator at once gain little; what the processor does meanwhile
-    (``side_by_side``) is worth one more, where the accelerator takes work from several.
+    Threads that ask an accelerator for many small steps wait for each other, as Python runs one of
+    them at a time; and not every accelerator bears several.
     """
     if device.type == "cpu":
         yield
     else:
-        with _sharing(min(2, _threads()) if device.type == "cuda" else 1):
+        with _sharing(1):
             yield
 
 
@@ -92,14 +87,13 @@ def spread(function: Callable[[A], B], items: Iterable[A]) -> list[B]:
     shares = [items[low:high] for low, high in pairwise(bounds)]
     found: list[list[B]] = [[] for _ in shares]
     errors: list[BaseException | None] = [None for _ in shares]
-    # Which every thread has for itself.
-    inference, stream = torch.is_inference_mode_enabled(), gpu_stream()
+    inference = torch.is_inference_mode_enabled()  # which every thread has for itself
 
     def work(i: int) -> None:
         take_threads(1)
         _this_thread.count = threads // count
         try:
-            with torch.inference_mode(inference), torch.cuda.stream(stream):
+            with torch.inference_mode(inference):
                 found[i] = [function(item) for item in shares[i]]
         except BaseException as error:  # raised again on the caller's thread
             errors[i] = error
