@@ -16,6 +16,8 @@ from torch import Tensor
 
 import persam_video as pv
 from persam_video.evaluation.metrics import region_similarity
+from persam_video.sam import cuda_graphs
+from persam_video.sam.cuda_graphs import _OFTEN as OFTEN
 from persam_video.sam.cuda_graphs import Replayed
 from persam_video.sam.vit import VitBackbone
 from persam_video.types import UInt8Array
@@ -128,39 +130,76 @@ def test_objects_are_added_and_corrected_between_frames(vit_t_weights: Path) -> 
 
 
 @pytest.mark.needs_cuda
-def test_a_function_is_recorded_the_second_time_and_then_replayed(
+def test_a_function_that_is_called_often_is_recorded_and_then_replayed(
     recorded: tuple[Replayed, list[int]],
 ) -> None:
     function, calls = recorded
     kept = []
-    for step in range(5):
+    for step in range(OFTEN + 4):
         a, b = torch.randn(3, 4, device=CUDA), torch.randn(4, 2, device=CUDA)
         kept.append((a, b, *function(a, b)))
-        assert len(calls) == min(step + 1, 2)
+        assert len(calls) == min(step, OFTEN) + 1
     for a, b, exponential, product in kept:  # of each call its own
         assert torch.equal(exponential, a.exp()) and torch.allclose(product, a @ b, atol=1e-6)
     a = torch.randn(7, 4, device=CUDA)
-    for _ in range(3):
+    for _ in range(OFTEN + 3):
         assert torch.allclose(function(a, None)[1], a @ a.T, atol=1e-5)
-    assert len(calls) == 4
+    assert len(calls) == 2 * (OFTEN + 1)
 
 
 @pytest.mark.needs_cuda
-def test_recordings_are_of_a_stream_and_few(recorded: tuple[Replayed, list[int]]) -> None:
-    function, calls = recorded
-    inputs = [torch.randn(3, 4 + i, device=CUDA) for i in range(40)]
-    for a in inputs + inputs:
-        function(a, None)
-    assert len(calls) == 80  # none of them is kept for so long
+def test_recordings_are_of_a_stream(recorded: tuple[Replayed, list[int]]) -> None:
+    function, _ = recorded
 
     def work(seed: int) -> bool:
         with torch.inference_mode(), torch.cuda.stream(torch.cuda.Stream()):
             a = torch.full((64, 64), float(seed), device=CUDA)
-            products = [function(a, None)[1] for _ in range(50)]
+            products = [function(a, None)[1] for _ in range(3 * OFTEN)]
             return all(bool((p == 64 * seed * seed).all()) for p in products)
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(work, range(1, 5)))
+
+
+class FakeRecording:
+    """Computes what is replayed; without a GPU."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+
+    def replay(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0] + 100,)
+
+
+def test_shapes_that_come_often_are_recorded_and_the_oldest_are_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cuda_graphs, "_key", lambda inputs: inputs[0].shape)
+    monkeypatch.setattr(cuda_graphs, "_MOST", 2)
+    monkeypatch.setattr(cuda_graphs.Recording, "of", lambda function, _: FakeRecording(function))
+    function = Replayed(lambda x: (x + 1,))
+    one, two, three = torch.zeros(1), torch.zeros(2), torch.zeros(3)
+
+    def first(x: Tensor) -> float:
+        return float(function(x)[0][0])
+
+    assert [first(one) for _ in range(OFTEN + 2)] == [1.0] * OFTEN + [100.0] * 2
+    assert [first(two), first(one), first(three)] == [1.0, 100.0, 1.0]
+    assert [first(one), first(two)] == [100.0, 1.0]  # the two were the oldest, and begin anew
+    assert [first(two) for _ in range(OFTEN)] == [1.0] * (OFTEN - 1) + [100.0]
+
+
+def test_on_a_processor_nothing_is_recorded() -> None:
+    calls: list[int] = []
+
+    def function(x: Tensor) -> tuple[Tensor, ...]:
+        calls.append(1)
+        return (x,)
+
+    replayed, x = Replayed(function), torch.zeros(3)
+    with torch.inference_mode():
+        assert all(replayed(x)[0] is x for _ in range(3 * OFTEN))
+    assert len(calls) == 3 * OFTEN
 
 
 @pytest.mark.needs_cuda

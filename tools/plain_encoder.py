@@ -77,7 +77,7 @@ def own_way(options: argparse.Namespace, image: UInt8Array, number_format: str) 
     encoder: SamImageEncoder = pv.load_sam(config)[0]
     size_hw = fit_longest_side((image.shape[0], image.shape[1]), encoder.input_size)
     x = encoder.preprocess(image, size_hw).to(encoder.dtype)
-    return Way(lambda: encoder.encode(image).neck, lambda: encoder.maps(x))
+    return Way(lambda: encoder.encode(image).neck, lambda: encoder.backbone(x))
 
 
 def milliseconds(call: Callable[[], object]) -> float:

@@ -1,7 +1,7 @@
 """CUDA graphs: many small steps that are asked for once and then done in one go.
 
-Python asks an NVIDIA GPU for a small step in about the time of ten such steps on it. A network that
-is run on one shape again and again is recorded the second time, and replayed from the third on.
+Python asks an NVIDIA GPU for a small step in about the time of ten such steps on it. A function
+that is called with the same shapes again and again is recorded, and replayed from then on.
 """
 
 from __future__ import annotations
@@ -14,11 +14,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_MOST = 16
-"""Shapes that are kept; an object that grows comes through a few of them."""
+_OFTEN = 16
+"""Calls with the same shapes after which these are worth recording: all of the GPU's other work
+stops for that, and the shapes of an object's surroundings change as it grows and turns."""
+_MOST = 32
+"""Shapes that are known at once."""
 
 Function = Callable[..., tuple[Tensor, ...]]
 """Tensors, or None in the place of some, -> tensors that depend on nothing else."""
+Inputs = tuple[Tensor | None, ...]
 
 
 class Replayed:
@@ -29,54 +33,69 @@ class Replayed:
 
     Args:
         function: Takes tensors or None, and returns a tuple of tensors. It waits for nothing, and
-            each of its steps depends on the inputs' shapes alone.
+            which steps it takes depends on the inputs' shapes alone.
     """
 
     def __init__(self, function: Function) -> None:
         self._function = function
-        self._recordings: OrderedDict[tuple[object, ...], _Recording | None] = OrderedDict()
+        self._known: OrderedDict[object, _Known] = OrderedDict()
         self._lock = threading.Lock()
 
     def __call__(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
         """What the function returns, in memory of its own."""
-        on_gpu = all(x is None or x.device.type == "cuda" for x in inputs)
-        if not on_gpu or not torch.is_inference_mode_enabled():
+        key = _key(inputs)
+        if key is None:
             return self._function(*inputs)
-        shapes = (
-            torch.cuda.current_stream(),
-            *(None if x is None else (x.shape, x.dtype) for x in inputs),
-        )
         with self._lock:
-            known = shapes in self._recordings
-            recording = self._recordings.setdefault(shapes, None)
-            self._recordings.move_to_end(shapes)
-            if len(self._recordings) > _MOST:
-                self._recordings.popitem(last=False)
-            if not known:  # perhaps it never comes again
-                return self._function(*inputs)
-            if recording is None:
-                recording = self._recordings[shapes] = _Recording.of(self._function, inputs)
-            return recording.replay(inputs)
+            known = self._known.setdefault(key, _Known())
+            self._known.move_to_end(key)
+            if len(self._known) > _MOST:
+                self._known.popitem(last=False)
+            known.calls += 1
+            if known.calls > _OFTEN:
+                if known.recording is None:
+                    known.recording = Recording.of(self._function, inputs)
+                return known.recording.replay(inputs)
+        return self._function(*inputs)
+
+
+def _key(inputs: Inputs) -> object | None:
+    """What a recording is good for; None where nothing can be recorded."""
+    on_gpu = all(x is None or x.device.type == "cuda" for x in inputs)
+    if not on_gpu or not torch.is_inference_mode_enabled():
+        return None
+    shapes = tuple(None if x is None else (x.shape, x.dtype) for x in inputs)
+    return torch.cuda.current_stream(), shapes
+
+
+@dataclass(slots=True)
+class _Known:
+    """How often some shapes came, and their recording, if they have one."""
+
+    calls: int = 0
+    recording: Recording | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class _Recording:
-    """A function's steps for one shape, and the memory that they read and write."""
+class Recording:
+    """A function's steps for some shapes, and the memory that they read and write."""
 
     graph: torch.cuda.CUDAGraph
-    inputs: tuple[Tensor | None, ...]
+    inputs: Inputs
     outputs: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, function: Function, inputs: tuple[Tensor | None, ...]) -> _Recording:
+    def of(cls, function: Function, inputs: Inputs) -> Recording:
+        """Record it; it has been called with these shapes before, which makes libraries ready."""
         own = tuple(None if x is None else x.clone() for x in inputs)
         graph = torch.cuda.CUDAGraph()
-        # Other threads go on working on the GPU meanwhile.
+        # Other threads go on asking the GPU for work meanwhile.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             outputs = function(*own)
         return cls(graph, own, outputs)
 
-    def replay(self, inputs: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
+    def replay(self, inputs: Inputs) -> tuple[Tensor, ...]:
+        """What the function returns for other inputs of the same shapes."""
         for own, given in zip(self.inputs, inputs, strict=True):
             if own is not None and given is not None:
                 own.copy_(given)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -13,7 +12,6 @@ from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 from persam_video.errors import ConfigError
 from persam_video.geometry import fit_longest_side, scale_box
-from persam_video.sam.cuda_graphs import Replayed
 from persam_video.sam.machine import processor_threads
 from persam_video.types import Embedding, Float32Array, UInt8Array, Window
 
@@ -114,12 +112,6 @@ class SamImageEncoder:
         mean = torch.tensor(PIXEL_MEAN, device=self.device).view(1, 3, 1, 1)
         std = torch.tensor(PIXEL_STD, device=self.device).view(1, 3, 1, 1)
         self._mean, self._std = mean, std
-        # Other runtimes, and what torch compiles, ask for their steps on their own.
-        replays = isinstance(backbone, nn.Module)
-        self.maps: Callable[[Tensor], tuple[Tensor, ...]] = (
-            Replayed(self._maps) if replays else self._maps
-        )
-        """Normalised batch -> the embedding, and the finer maps behind it."""
 
     def encode(self, image_rgb: UInt8Array) -> Embedding:
         """Embed one (H, W, 3) uint8 RGB picture."""
@@ -179,23 +171,19 @@ class SamImageEncoder:
         source_hw = (int(image_rgb.shape[0]), int(image_rgb.shape[1]))
         input_hw = fit_longest_side(source_hw, self.input_size)
         x = self.preprocess(image_rgb, input_hw, window).to(self.dtype)
-        neck, *stages = self.maps(x)
+        neck, stages = self.backbone(x)
         side = self.input_size // _CELL
         left, top = (0, 0) if window is None else (window.left, window.top)
         missing = (left, side - left - neck.shape[3], top, side - top - neck.shape[2])
         return Embedding(
             neck=F.pad(neck.float(), missing),
-            stages=tuple(stages),
+            stages=stages,
             source_hw=source_hw,
             input_hw=input_hw,
             input_size=self.input_size,
             padding=self.padding,
             window=window,
         )
-
-    def _maps(self, x: Tensor) -> tuple[Tensor, ...]:
-        neck, stages = self.backbone(x)
-        return neck, *stages
 
     @property
     def torch_backbone(self) -> nn.Module:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 
@@ -28,9 +29,8 @@ class Lanes:
         self._encoder: torch.cuda.Stream | None = None
         self._tracker: torch.cuda.Stream | None = None
         if gpu_in_use():
-            self._encoder = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            self._encoder, self._tracker = _streams()
             self._encoder.wait_stream(torch.cuda.current_stream())  # which loads the network
-            self._tracker = torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call]
 
     @property
     def are_open(self) -> bool:
@@ -66,3 +66,10 @@ class Lanes:
                 yield
         finally:
             callers.wait_stream(self._tracker)
+
+
+@cache
+def _streams() -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
+    """One after the other for all clips: what is recorded on a stream is replayed on that one."""
+    encoder = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    return encoder, torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call]

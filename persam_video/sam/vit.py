@@ -111,15 +111,15 @@ class _Block(nn.Module):
         """(B, h, w, 3 C) -> (B, h, w, C), every token attends to every one."""
         batch, height, width, _ = qkv.shape
         parts = qkv.view(batch, height, width, 3, self.heads, -1)
-        query, key, value = parts.permute(3, 0, 4, 1, 2, 5)  # each (B, heads, h, w, channels)
-        each = value.shape[-1]
-        rows = torch.einsum("bnhwc,hkc->bnhwk", query, self.by_rows)
-        columns = torch.einsum("bnhwc,wkc->bnhwk", query, self.by_columns)
-        own = self.own.expand(batch, self.heads, height, width, height + width)
-        filling = (_ALIGNED - (each + height + width) % _ALIGNED) % _ALIGNED
-        query = F.pad(torch.cat([query, rows, columns], dim=-1), (0, filling))
-        key = F.pad(torch.cat([key, own], dim=-1), (0, filling))
-        value = F.pad(value, (0, query.shape[-1] - each))
+        given = parts.permute(3, 0, 4, 1, 2, 5)  # each of the three (B, heads, h, w, channels)
+        each = given.shape[-1]
+        ends = each, each + height, each + height + width
+        channels = ends[2] + (_ALIGNED - ends[2] % _ALIGNED) % _ALIGNED
+        query, key, value = given.new_zeros(3, batch, self.heads, height, width, channels)
+        query[..., :each], key[..., :each], value[..., :each] = given
+        query[..., each : ends[1]] = torch.einsum("bnhwc,hkc->bnhwk", given[0], self.by_rows)
+        query[..., ends[1] : ends[2]] = torch.einsum("bnhwc,wkc->bnhwk", given[0], self.by_columns)
+        key[..., each : ends[2]] = self.own
         query, key, value = (x.flatten(2, 3) for x in (query, key, value))
         attended = F.scaled_dot_product_attention(query, key, value, scale=each**-0.5)
         attended = attended[..., :each].view(batch, self.heads, height, width, each)
