@@ -151,7 +151,7 @@ def _tracked(
             boxes.put(box)
         at_once = tracker.encode_at_once
         each = max(1, threads // at_once)
-        lanes = Lanes()
+        lanes = Lanes(tracker.device)
         embeddings = _encoded(chain((first,), frames), boxes, tracker, lanes, at_once, each)
         # The tracker works while the encoder does. With all threads for itself, too, each of its
         # many small steps would wait for one whose core the encoder holds.

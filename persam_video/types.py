@@ -263,7 +263,7 @@ class Embedding:
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """What one batched decoder call proposes for N objects.
+    """What one batched decoder call proposes for N objects, on the processor.
 
     Attributes:
         logits: (N, M, 4h, 4w) float32, mask logits over the padded square, > 0 = object.

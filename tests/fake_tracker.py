@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 
 import numpy as np
+import torch
 
 from persam_video.errors import PromptError
 from persam_video.types import (
@@ -37,6 +38,7 @@ class FakeTracker:
         on_step: Called with the frame at the beginning of every ``step``; may raise.
     """
 
+    device = torch.device("cpu")
     encode_at_once = 1
     look_back = 0
     keyframe_interval = 1

@@ -1,4 +1,4 @@
-"""On an NVIDIA GPU: the same masks as on the processor, recorded steps, and streams."""
+"""On an NVIDIA GPU: the same masks as on the processor, recorded steps, streams, work ahead."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from persam_video.sam import cuda_graphs
 from persam_video.sam.cuda_graphs import _OFTEN as OFTEN
 from persam_video.sam.cuda_graphs import Replayed
 from persam_video.sam.vit import VitBackbone
+from persam_video.tracking import background
 from persam_video.types import UInt8Array
 
 CUDA = torch.device("cuda")
@@ -78,12 +79,17 @@ def recorded() -> Iterator[tuple[Replayed, list[int]]]:
 @pytest.mark.parametrize("method", ["track", "persam", "persam_f"])
 @pytest.mark.needs_weights
 @pytest.mark.needs_cuda
-def test_a_clip_has_the_same_masks_as_on_the_processor(method: str, vit_t_weights: Path) -> None:
+def test_a_clip_has_the_same_masks_as_on_the_processor(
+    method: str, vit_t_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     frames, masks = scene()
+    monkeypatch.setattr(cuda_graphs, "_OFTEN", 2)  # SAM's decoder is recorded in this short clip
+    trackers = {device: tracker_on(device, method=method) for device in ("cpu", "cuda")}
     found = {
-        device: tracked(tracker_on(device, method=method), frames, pv.Reference(masks[0]))
-        for device in ("cpu", "cuda")
+        device: tracked(tracker, frames, pv.Reference(masks[0]))
+        for device, tracker in trackers.items()
     }
+    assert any(known.recording for known in trackers["cuda"]._decoder._propose._known.values())
     assert agreement(found["cuda"], found["cpu"]) > 0.95
     if method == "track":
         assert agreement(found["cuda"], masks) > 0.9
@@ -96,10 +102,8 @@ def test_a_clip_has_the_same_masks_as_on_the_processor(method: str, vit_t_weight
 @pytest.mark.needs_cuda
 def test_settings_find_the_objects(settings: dict[str, Any], vit_t_weights: Path) -> None:
     frames, masks = scene()
-    assert (
-        agreement(tracked(tracker_on("cuda", **settings), frames, pv.Reference(masks[0])), masks)
-        > 0.9
-    )
+    reference = pv.Reference(masks[0], later={6: masks[6]})
+    assert agreement(tracked(tracker_on("cuda", **settings), frames, reference), masks) > 0.9
 
 
 @pytest.mark.needs_weights
@@ -112,6 +116,30 @@ def test_clicks_and_a_photo_find_the_objects(vit_t_weights: Path) -> None:
     searched = tracked(tracker_on("cuda"), frames[1:], photo)
     assert agreement(clicked, masks) > 0.9
     assert agreement(searched, masks[1:]) > 0.85
+
+
+@pytest.mark.needs_weights
+def test_what_is_made_of_a_frame_ahead_is_used_once(
+    vit_t_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames, masks = scene(4)
+    ahead, plain = tracker_on("cpu"), tracker_on("cpu")
+    for tracker in (ahead, plain):
+        tracker.start(frames[0], masks[0])
+    for frame in frames[1:3]:
+        ahead.look_ahead(frame.image_rgb)
+    expected = [plain.step(frame).labels for frame in frames[1:]]
+
+    def fail(*args: Any) -> None:
+        raise AssertionError("it is there already")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(background, "_reduced", fail)
+        assert np.array_equal(ahead.step(frames[1]).labels, expected[0])
+        assert np.array_equal(ahead.step(frames[2]).labels, expected[1])
+        with pytest.raises(AssertionError, match="there already"):
+            ahead.step(frames[3])
+    assert np.array_equal(ahead.step(frames[3]).labels, expected[2])
 
 
 @pytest.mark.needs_weights
@@ -150,6 +178,7 @@ def test_a_function_that_is_called_often_is_recorded_and_then_replayed(
 @pytest.mark.needs_cuda
 def test_recordings_are_of_a_stream(recorded: tuple[Replayed, list[int]]) -> None:
     function, _ = recorded
+    assert not function._known
 
     def work(seed: int) -> bool:
         with torch.inference_mode(), torch.cuda.stream(torch.cuda.Stream()):
@@ -159,6 +188,7 @@ def test_recordings_are_of_a_stream(recorded: tuple[Replayed, list[int]]) -> Non
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(work, range(1, 5)))
+    assert len(function._known) == 4
 
 
 class FakeRecording:

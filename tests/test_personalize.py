@@ -401,7 +401,6 @@ class Script:
     """A decoder that answers from a list and remembers what it was asked."""
 
     answers: Sequence[Candidates]
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     asked: list[tuple[PromptBatch, Guidance]] = field(default_factory=list)
 
     def decode(

@@ -809,7 +809,7 @@ def test_encoder_and_decoder_on_cuda_equal_cpu(
             torch.tensor([[[180.0, 135.0]]], device=device), torch.tensor([[1]], device=device)
         )
         logits = decoder.decode(embedding, click).logits
-        masks[device] = (upscale_logits(logits, embedding)[0] > 0).cpu().numpy()
+        masks[device] = (upscale_logits(logits, embedding)[0] > 0).numpy()
         embeddings[device] = embedding.neck.cpu()
 
     assert embeddings["cuda"].dtype == torch.float32

@@ -64,7 +64,7 @@ class CachedEncoder:
 
     def __init__(self, encoder: SamImageEncoder, folder: Path) -> None:
         self._encoder = encoder
-        code = code_version("sam/image_encoder.py", "sam/tiny_vit.py", "geometry.py")
+        code = code_version("sam/image_encoder.py", "sam/tiny_vit.py", "sam/vit.py", "geometry.py")
         key = hashlib.sha256(code.encode())
         backbone = encoder.backbone
         if isinstance(backbone, CompiledBackbone):

@@ -37,6 +37,6 @@ def oracle_masks(
         "oracle_mask_best": by_mask.logits[0, iou.argmax()],
     }
     return {
-        name: (upscale_logits(logits[None, None], embedding)[0, 0] > 0).cpu().numpy().view("uint8")
+        name: (upscale_logits(logits[None, None], embedding)[0, 0] > 0).numpy().view("uint8")
         for name, logits in chosen.items()
     }

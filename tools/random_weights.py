@@ -3,8 +3,8 @@ r"""Write a checkpoint with random weights, for timing a model whose own weights
     python tools/random_weights.py vit_h vit_h.pth
     python tools/bench.py CLIP --mask FIRST.png -o OUT --model vit_h --checkpoint vit_h.pth
 
-Speed does not depend on the weights; masks do, so J&F and the share of frames in which an object is
-found mean nothing. Same seed, same weights.
+The encoder's speed does not depend on the weights. Masks do, so that J&F means nothing, and a step
+of the tracker takes another time as far as it loses the object. Same seed, same weights.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ MAX_LOCAL_FEATURES = 512
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One object as the frozen encoder sees it.
+    """One object as the frozen encoder sees it; its tensors are on the encoder's device.
 
     Attributes:
         local: (L, 256) float32, unit length, one per grid cell under the reference mask, L >= 1.

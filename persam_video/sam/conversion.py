@@ -29,7 +29,7 @@ INPUT = "image"
 """Name of the input in the file."""
 _OPSET = 17
 _LARGEST = 2**31  # bytes of a protobuf message
-_SOURCES = ("conversion.py", "image_encoder.py", "tiny_vit.py")
+_SOURCES = ("conversion.py", "image_encoder.py", "tiny_vit.py", "vit.py")
 _EXAMPLE = {"height": 160, "width": 256}  # what is traced where any size will do
 
 
@@ -92,9 +92,15 @@ def write_onnx(backbone: nn.Module, path: Path) -> None:
 
 
 def weights_digest(backbone: nn.Module) -> str:
-    """sha256 of the network's tensors, with their names and shapes."""
+    """sha256 of the network's tensors, with their names and shapes.
+
+    What is made of others when the network is built is left out.
+    """
     digest = hashlib.sha256()
+    kept = backbone.state_dict()
     for name, tensor in (*backbone.named_parameters(), *backbone.named_buffers()):
+        if name not in kept:
+            continue
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(tensor.detach().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -20,6 +20,9 @@ stops for that, and the shapes of an object's surroundings change as it grows an
 _MOST = 32
 """Shapes that are known at once."""
 
+_recording = threading.Lock()
+"""torch records one thing at a time."""
+
 Function = Callable[..., tuple[Tensor, ...]]
 """Tensors, or None in the place of some, -> tensors that depend on nothing else."""
 Inputs = tuple[Tensor | None, ...]
@@ -54,7 +57,8 @@ class Replayed:
             known.calls += 1
             if known.calls > _OFTEN:
                 if known.recording is None:
-                    known.recording = Recording.of(self._function, inputs)
+                    with _recording:
+                        known.recording = Recording.of(self._function, inputs)
                 return known.recording.replay(inputs)
         return self._function(*inputs)
 

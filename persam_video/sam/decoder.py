@@ -371,7 +371,7 @@ def upscale_inside(logits: Tensor, embedding: Embedding) -> tuple[tuple[slice, s
     sizes = zip(embedding.input_hw, embedding.source_hw, strict=True)
     cells, pixels, enlarging = [], [], []
     for dim, (length, source) in enumerate(sizes):
-        matrix = _enlarging(side, embedding.input_size // side, length, source, logits.device)
+        matrix = _enlarging(side, embedding.input_size // side, length, source)
         places = (logits.amax(dim=1 - dim) > 0).nonzero()[:, 0].tolist() or [0]
         around = slice(max(0, places[0] - _SUPPORT), places[-1] + 1 + _SUPPORT)
         touched = (matrix[:, places[0] : places[-1] + 1] > 0).any(dim=1).nonzero()[:, 0].tolist()
@@ -384,7 +384,7 @@ def upscale_inside(logits: Tensor, embedding: Embedding) -> tuple[tuple[slice, s
 
 
 @lru_cache(maxsize=8)
-def _enlarging(side: int, stride: int, length: int, source: int, device: torch.device) -> Tensor:
+def _enlarging(side: int, stride: int, length: int, source: int) -> Tensor:
     """(source, side) float32: what ``upscale_logits`` does along one axis.
 
     Args:
@@ -392,9 +392,8 @@ def _enlarging(side: int, stride: int, length: int, source: int, device: torch.d
         stride: Pixels of the network's input to a cell.
         length: Of these pixels show the picture.
         source: Pixels of the source.
-        device: Where it is wanted.
     """
-    one_each = torch.eye(side, device=device)[None]
+    one_each = torch.eye(side)[None]
     pixels = F.interpolate(one_each, scale_factor=stride, mode="linear", align_corners=False)
     pixels = F.interpolate(pixels[..., :length], source, mode="linear", align_corners=False)
     return pixels[0].T.contiguous()

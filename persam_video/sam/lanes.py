@@ -12,7 +12,6 @@ from functools import cache
 
 import torch
 
-from persam_video.sam.machine import gpu_in_use
 from persam_video.types import Embedding
 
 Encoded = tuple[Embedding, torch.cuda.Event | None]
@@ -22,15 +21,17 @@ Encoded = tuple[Embedding, torch.cuda.Event | None]
 class Lanes:
     """A stream for the encoder, and one that goes before it for the tracker.
 
-    Without a GPU in use nothing is different.
+    Args:
+        device: Where the network runs; if it is no NVIDIA GPU, nothing is different.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         self._encoder: torch.cuda.Stream | None = None
         self._tracker: torch.cuda.Stream | None = None
-        if gpu_in_use():
-            self._encoder, self._tracker = _streams()
-            self._encoder.wait_stream(torch.cuda.current_stream())  # which loads the network
+        if device.type == "cuda":
+            self._encoder, self._tracker = _streams(device)
+            loading = torch.cuda.current_stream(device)
+            self._encoder.wait_stream(loading)
 
     @property
     def are_open(self) -> bool:
@@ -55,7 +56,7 @@ class Lanes:
         if self._tracker is None or made is None:
             yield
             return
-        callers = torch.cuda.current_stream()
+        callers = torch.cuda.current_stream(self._tracker.device)
         self._tracker.wait_stream(callers)
         self._tracker.wait_event(made)
         for m in (embedding.neck, *embedding.stages):
@@ -69,7 +70,7 @@ class Lanes:
 
 
 @cache
-def _streams() -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
-    """One after the other for all clips: what is recorded on a stream is replayed on that one."""
-    encoder = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    return encoder, torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call]
+def _streams(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
+    """The same two for all clips: what is recorded on a stream is replayed on that one."""
+    encoder = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    return encoder, torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]

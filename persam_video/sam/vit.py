@@ -3,11 +3,11 @@
 It computes what ``ImageEncoderViT.forward`` computes, but for rounding, and also returns maps from
 inside. Two things are done otherwise:
 
-- Attention is one fused call that never holds the logits of all pairs of tokens, in a global block
-  of ViT-H 1 GB in float32. SAM adds two terms to them, by the rows and by the columns that query
-  and key are apart (Li et al., "MViTv2", 2022, section 4.1, equation 4). Each term is a product
-  with the query already: the query gets its terms with all rows and all columns as more channels,
-  and the key has a one in the channels of its own row and column.
+- Attention is one call that, where torch has fused it, never holds the logits of all pairs of
+  tokens, in a global block of ViT-H 1 GB in float32. SAM adds two terms to them, by the rows and by
+  the columns that query and key are apart (Li et al., "MViTv2", 2022, section 4.1, equation 4).
+  Each term is a product with the query already: the query gets its terms with all rows and all
+  columns as more channels, and the key has a one in the channels of its own row and column.
 - Windows of 14 x 14 tokens do not fit into 64 x 64, and SAM fills them up with zeros behind the
   norm. Queries, keys and values of these are the bias; they are put in place, not multiplied out.
 """

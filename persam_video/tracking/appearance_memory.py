@@ -22,8 +22,9 @@ _SHARPNESS = 32.0
 """One over the cosine by which a remembered cell is more similar to weigh e times as much; a power
 of two, so that it is itself in bfloat16, too."""
 _CHUNK = 192
-"""Cells asked about at once, so that what they are compared with stays in the processor's cache;
-an accelerator is asked about all of them."""
+"""Cells asked about at once, so that what they are compared with stays in the processor's cache."""
+_LARGE_CHUNK = 16 * _CHUNK
+"""The same on an accelerator, which would mostly wait to be asked about few."""
 _BLOCK = 2 * _CHUNK
 """Cells that one thread asks about before another one may go on."""
 
@@ -72,11 +73,12 @@ class AppearanceMemory:
         nothing = filled_up(len(cells)) - len(cells)  # of which each counts for no cell
         cells, counts = F.pad(cells, (0, 0, 0, nothing)).T, F.pad(counts, (0, nothing))
         asked = F.pad(_SHARPNESS * looks, (0, 1), value=-_SHARPNESS)
-        asked = F.pad(asked, (0, 0, 0, -len(looks) % _CHUNK)).to(self._dtype)
-        if asked.device.type != "cpu":
-            return _labels(asked, cells, counts, len(asked))[: len(looks)].cpu()
-        blocks = torch.split(asked, _BLOCK)
-        return torch.cat(spread(lambda b: _labels(b, cells, counts), blocks))[: len(looks)]
+        on_processor = looks.device.type == "cpu"
+        at_once = _CHUNK if on_processor else min(_LARGE_CHUNK, filled_up(len(looks)))
+        asked = F.pad(asked, (0, 0, 0, -len(looks) % at_once)).to(self._dtype)
+        blocks = torch.split(asked, _BLOCK if on_processor else len(asked))
+        labels = torch.cat(spread(lambda b: _labels(b, cells, counts, at_once), blocks))
+        return labels[: len(looks)].cpu()
 
     def _entry(self, lesson: Lesson) -> tuple[Tensor, Tensor]:
         """What is remembered of a frame.
@@ -93,7 +95,7 @@ class AppearanceMemory:
         return ones.to(self._dtype), weights.to(ones.device, self._dtype)
 
 
-def _labels(asked: Tensor, cells: Tensor, counts: Tensor, at_once: int = _CHUNK) -> Tensor:
+def _labels(asked: Tensor, cells: Tensor, counts: Tensor, at_once: int) -> Tensor:
     """The label of each cell by those that are remembered.
 
     Args:

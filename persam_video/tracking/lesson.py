@@ -19,8 +19,8 @@ _NEAR = 1.5
 _EVERY = 8
 """Of the cells farther off, and of those of other objects there, every eighth is learnt and counts
 for eight: neighbours are much alike."""
-_MOST_NEAR, _MOST_FAR = 1024, 1024
-"""Most cells learnt of these two kinds; of more so many, evenly spread."""
+_MOST = 1024
+"""Most cells learnt of each kind; of more so many, evenly spread."""
 
 _OTHERS = 1 / 3
 """Most weight of others in that of the background."""
@@ -30,11 +30,13 @@ _OTHERS = 1 / 3
 class Lesson:
     """Cells of one frame's feature grid for one object.
 
+    Features and sums are on the network's device, all else is on the processor.
+
     Attributes:
         mask: (h, w) float32 in [0, 1], share of each cell that is the object.
         region: (h, w) bool, cells near it; outside them there is none of it.
         itself: (h, w) bool, those that are the object.
-        cells: (M,) indices of cells of the region, those nearest to it first.
+        cells: (M,) indices of cells of the region.
         features: (M, C) float32, the features of these.
         counts: (M,) float32, for how many cells each of them counts.
         shares: (M,) float32 in [0, 1], of the object in each of them; 1 in the fullest.
@@ -124,7 +126,7 @@ class Lesson:
         sums, weight = None, 0.0
         if rivals is not None and rivals.any():
             sums, weight = rival_sums or Sums.over(frame.at(cells_in(rivals))), _OTHERS
-            away, other_counts = _spread(rivals & ~self.region, _EVERY, _MOST_FAR)
+            away, other_counts = _spread(rivals & ~self.region, _EVERY)
             others = frame.at(away)
         if alike is not None and len(alike):
             alike_sums = frame.sum_sampled(alike)
@@ -146,7 +148,7 @@ def _summed(features: Tensor, counts: Tensor, some: Tensor) -> Sums:
 
 
 def _chosen(mask: Tensor, region: Tensor, step: int) -> tuple[Tensor, Tensor]:
-    """Cells of a region, those near the object first: (M,) indices, for how many each counts."""
+    """Cells of a region: (M,) indices, and for how many each counts."""
     place = rectangle_of(region)
     # Of an object smaller than a cell its fullest cells count as touched.
     least = (mask[place].max() / 2).clamp_max(_TOUCHED)
@@ -155,15 +157,15 @@ def _chosen(mask: Tensor, region: Tensor, step: int) -> tuple[Tensor, Tensor]:
     rows = F.max_pool2d(touched, (2 * reach + 1, 1), stride=1, padding=(reach, 0))
     near = torch.zeros_like(region)
     near[place] = F.max_pool2d(rows, (1, 2 * reach + 1), stride=1, padding=(0, reach))[0, 0] > 0
-    kinds = _spread(region & near, 1, _MOST_NEAR), _spread(region & ~near, _EVERY, _MOST_FAR)
+    kinds = _spread(region & near, 1), _spread(region & ~near, _EVERY)
     cells, counts = (torch.cat(parts) for parts in zip(*kinds, strict=True))
     return cells, counts
 
 
-def _spread(place: Tensor, every: int, most: int) -> tuple[Tensor, Tensor]:
+def _spread(place: Tensor, every: int) -> tuple[Tensor, Tensor]:
     """Some of the cells of a (h, w) bool place: (M,) indices, and for how many each counts."""
     cells = cells_in(place)
-    kept = min(-(-len(cells) // every), most)
+    kept = min(-(-len(cells) // every), _MOST)
     # Not a fixed step: in a grid of rows it can miss a thin object altogether.
     some = cells[torch.arange(kept) * len(cells) // max(1, kept)]
     return some, torch.full((kept,), len(cells) / max(1, kept))

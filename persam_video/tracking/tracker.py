@@ -121,6 +121,11 @@ class Tracker:
                 self._background = Background(self._track.background_size)
 
     @property
+    def device(self) -> torch.device:
+        """Where the networks run."""
+        return self._decoder.device
+
+    @property
     def look_back(self) -> int:
         """Frames that ``pipeline.track`` may hold back, see ``look_back.py``."""
         return self._track.look_back
@@ -306,7 +311,10 @@ class Tracker:
         background, image = self._background, frame.image_rgb
         if background is None:
             return None
-        reduced = next((found for seen, found in [*self._ahead] if seen is image), None)
+        reduced = None
+        while self._ahead and reduced is None:  # frames that came before are not asked for again
+            seen, found = self._ahead.popleft()
+            reduced = found if seen is image else None
         if not self._objects:
             return background.look(image, reduced)
         change, _ = side_by_side(
