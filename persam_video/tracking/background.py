@@ -11,6 +11,7 @@ a change says nothing.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -71,6 +72,8 @@ _WHOLLY, _HALF = 252, 127
 """Of 255, what a pixel of a moved mask has more of when nearly all of it is inside, and half."""
 _EVERY = 4
 """Of the rows and columns one in so many is enough for how much pixels usually differ."""
+_AHEAD = 4
+"""Frames that are looked at ahead, at most."""
 _THUMBNAIL = 32, 18
 """Width and height to which pictures are reduced where only their whole counts."""
 _CUT = 3.0
@@ -80,10 +83,6 @@ _CUT_NOISE = 0.5
 """CIELAB units; less than this a thumbnail is never taken to differ by."""
 _CUT_LEARNT = 0.3
 """Share of a new frame in how much pictures differ."""
-
-
-Reduced = tuple[UInt8Array, Float32Array]
-"""Of a frame: (h, w) grey values and (h, w, 3) smoothed CIELAB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +128,7 @@ class Background:
         self._objects: BoolArray = np.zeros((0, 0), np.bool_)
         self._inside: BoolArray = np.zeros((0, 0), np.bool_)
         self._empty: BoolArray = np.zeros((0, 0), np.bool_)
+        self._ahead: deque[tuple[UInt8Array, UInt8Array, Float32Array]] = deque(maxlen=_AHEAD)
         self._camera = Camera(self._scale)
         self._passing = Passing()
         self._false_alarms = _DISTRUST
@@ -136,21 +136,24 @@ class Background:
         self.cut = False
         """Whether the latest frame is from another scene or viewpoint than the one before."""
 
-    def reduced(self, image_rgb: UInt8Array) -> Reduced:
-        """What ``look`` compares of a (H, W, 3) uint8 RGB frame; on any thread, frames ahead."""
-        return _reduced(image_rgb, self._longest, _BLUR * self._scale)
+    def look_ahead(self, image_rgb: UInt8Array) -> None:
+        """Do what ``look`` does with a frame alone; on another thread, up to four frames ahead.
 
-    def look(self, image_rgb: UInt8Array, reduced: Reduced | None = None) -> Change:
+        Args:
+            image_rgb: The very (H, W, 3) uint8 RGB array that ``look`` will be given.
+        """
+        self._ahead.append((image_rgb, *self._reduced(image_rgb)))
+
+    def look(self, image_rgb: UInt8Array) -> Change:
         """Compare a new frame with the background; ``cut`` is about this frame then.
 
         Args:
             image_rgb: (H, W, 3) uint8 RGB.
-            reduced: ``reduced`` of it, when the caller has it already.
 
         Returns:
             Over the whole frame, h, w <= ``longest``.
         """
-        gray, colours = reduced or self.reduced(image_rgb)
+        gray, colours = self._seen_ahead(image_rgb) or self._reduced(image_rgb)
         old, shape = self._view, gray.shape
         self.cut = False
         stayed = np.ones(shape, np.bool_)
@@ -231,6 +234,17 @@ class Background:
         unlike = free & (view.spreads > _ALARM)
         self._empty = (self._known if all_tracked else self._empty) & ~unlike
 
+    def _reduced(self, image_rgb: UInt8Array) -> tuple[UInt8Array, Float32Array]:
+        return _reduced(image_rgb, self._longest, _BLUR * self._scale)
+
+    def _seen_ahead(self, image_rgb: UInt8Array) -> tuple[UInt8Array, Float32Array] | None:
+        """What ``look_ahead`` made of a frame; frames that came before it are let go of."""
+        while self._ahead:
+            image, gray, colours = self._ahead.popleft()
+            if image is image_rgb:
+                return gray, colours
+        return None
+
     def _strange(self, spreads: Float32Array) -> float:
         """Changed area near the objects that they cannot have moved to, in areas of the objects."""
         reached, nearby = (
@@ -281,7 +295,7 @@ class _View:
     camera: NDArray[np.float64] | None
 
 
-def _reduced(image_rgb: UInt8Array, longest: int, blur: float) -> Reduced:
+def _reduced(image_rgb: UInt8Array, longest: int, blur: float) -> tuple[UInt8Array, Float32Array]:
     """(h, w) uint8 grey values and (h, w, 3) float32 smoothed CIELAB of a smaller picture."""
     height, width = image_rgb.shape[:2]
     scale = min(1.0, longest / max(height, width))

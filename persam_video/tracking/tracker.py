@@ -7,7 +7,6 @@ masks. Everything remembered per object has a fixed size, so memory does not gro
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Mapping
 
 import numpy as np
@@ -27,7 +26,7 @@ from persam_video.sam.image_encoder import (
 )
 from persam_video.sam.models import load_sam
 from persam_video.tracking.aggregation import kept_share, label_map, soft_aggregate
-from persam_video.tracking.background import Background, Change, Reduced
+from persam_video.tracking.background import Background, Change
 from persam_video.tracking.close_up import CloseUps
 from persam_video.tracking.crop import box_ahead, box_around, shows_expected_places
 from persam_video.tracking.edges import along_edges
@@ -110,7 +109,6 @@ class Tracker:
         self._shown: UInt8Array = np.zeros((0, 0), np.uint8)  # the latest label map
         self._from_photo = False
         self._planned: tuple[Box, ...] = (None,) * PLANNED
-        self._ahead: deque[tuple[UInt8Array, Reduced]] = deque(maxlen=PLANNED + 1)
         self._method = self._make_method()
         self._close_ups: CloseUps | None = None
         self._background: Background | None = None
@@ -193,7 +191,7 @@ class Tracker:
             image_rgb: The very (H, W, 3) uint8 RGB array that a frame to come has.
         """
         if self._background:
-            self._ahead.append((image_rgb, self._background.reduced(image_rgb)))
+            self._background.look_ahead(image_rgb)
 
     def box_around(self, labels: UInt8Array) -> Box:
         """What ``encode`` should be given for a frame with this (H, W) uint8 label map."""
@@ -308,17 +306,13 @@ class Tracker:
 
         Without a background there is nothing to do meanwhile: the method does it when it is asked.
         """
-        background, image = self._background, frame.image_rgb
+        background = self._background
         if background is None:
             return None
-        reduced = None
-        while self._ahead and reduced is None:  # frames that came before are not asked for again
-            seen, found = self._ahead.popleft()
-            reduced = found if seen is image else None
         if not self._objects:
-            return background.look(image, reduced)
+            return background.look(frame.image_rgb)
         change, _ = side_by_side(
-            lambda: background.look(image, reduced), lambda: self._method.prepare(embedding)
+            lambda: background.look(frame.image_rgb), lambda: self._method.prepare(embedding)
         )
         return change
 
