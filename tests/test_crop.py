@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from composed import compose, every_cell, read_cutout
+from torch import Tensor, nn
 
 from persam_video.config import EncoderConfig, TrackConfig
 from persam_video.evaluation.metrics import region_similarity
@@ -77,7 +79,7 @@ def test_encode_part_lies_where_it_lies_in_the_whole_picture(sam: Sam, cat: Clip
     whole, part = encoder.encode(image), encoder.encode_part(image, BOX)
     window = part.window
     assert window is not None and whole.window is None
-    assert window.left % 7 == window.top % 7 == 0
+    assert window.width % 14 == window.height % 14 == 0
     scale = 1024 / 426 / 16  # source pixels -> cells
     assert window.left <= BOX[0] * scale and window.left + window.width >= BOX[2] * scale
     assert window.top <= BOX[1] * scale and window.top + window.height >= BOX[3] * scale
@@ -100,6 +102,32 @@ def test_encode_part_of_nearly_everything_and_of_nothing_is_everything(
 ) -> None:
     image = cat[0][0].image_rgb
     assert sam[0].encode_part(image, np.array(box_xyxy, np.float32)).window is None
+
+
+class Blank(nn.Module):
+    """A network that sees nothing."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return torch.zeros(1, 256, x.shape[2] // 16, x.shape[3] // 16), ()
+
+
+def test_parts_are_of_few_sizes_and_show_what_was_asked_for() -> None:
+    encoder = SamImageEncoder(Blank(), 1280, padding=False)
+    image = np.zeros((45 * 16, 80 * 16, 3), np.uint8)  # a pixel is one of the network's input
+    sizes = set()
+    for left, top in itertools.product(range(-60, 1280, 37), range(-60, 720, 53)):
+        for width, height in ((100, 60), (330, 410), (700, 200)):
+            box = np.array([left, top, left + width, top + height], np.float32)
+            window = encoder.encode_part(image, box).window
+            if window is not None:
+                sizes.add((window.width, window.height))
+                assert 0 <= window.left <= max(0, box[0] / 16)
+                assert 0 <= window.top <= max(0, box[1] / 16)
+                assert min(80, box[2] / 16) <= window.left + window.width <= 80
+                assert min(45, box[3] / 16) <= window.top + window.height <= 45
+    assert {(14, 14), (28, 28), (56, 14)} <= sizes
+    assert {width for width, _ in sizes} <= {14, 28, 42, 56, 70, 80}
+    assert {height for _, height in sizes} <= {14, 28, 42, 45}
 
 
 def test_encode_part_with_padding_is_everything(sam: Sam, cat: Clip) -> None:

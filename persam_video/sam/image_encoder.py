@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -20,9 +21,10 @@ PIXEL_STD = (58.395, 57.12, 57.375)
 
 _CELL = 16
 """Input pixels per cell of the embedding."""
-_STEP = 7
-"""Cells that a part begins and ends at multiples of: TinyViT's attention windows are 7 and 14."""
-_PART = 0.8
+_STEP = 14
+"""Cells that the sides of a part are multiples of, as far as the picture goes: TinyViT's attention
+windows are 7 and 14. What torch makes ready for a size it keeps: of few sizes that is little."""
+_PART = 0.9
 """Share of the picture from which on all of it is encoded."""
 
 TRAINED_INPUT_SIZE = 1024
@@ -146,8 +148,8 @@ class SamImageEncoder:
             box_xyxy: (4,) float32, in pixels of the picture; it may reach beyond it.
 
         Returns:
-            ``Embedding.window`` says what was encoded: the box's cells and those that fill up its
-            attention windows; None where that is nearly everything.
+            ``Embedding.window`` says what was encoded: the box's cells and those that fill it up to
+            one of few sizes; None where that is nearly everything.
         """
         window = self._window(box_xyxy, image_rgb) if self.encodes_parts else None
         return self._encode(image_rgb, window)
@@ -158,10 +160,9 @@ class SamImageEncoder:
         input_hw = fit_longest_side(source_hw, self.input_size)
         box = scale_box(np.asarray(box_xyxy, np.float32), source_hw, input_hw) / _CELL
         rows, columns = (-(-length // _CELL) for length in input_hw)
-        left, top = (max(0, int(low // _STEP) * _STEP) for low in box[:2])
-        ends = zip(box[2:], (columns, rows), strict=True)
-        right, bottom = (min(-int(-high // _STEP) * _STEP, limit) for high, limit in ends)
-        area = max(0, right - left) * max(0, bottom - top)
+        left, right = _filled_up(float(box[0]), float(box[2]), columns)
+        top, bottom = _filled_up(float(box[1]), float(box[3]), rows)
+        area = (right - left) * (bottom - top)
         if not 0 < area <= _PART * rows * columns:
             return None
         return Window(left, top, right - left, bottom - top)
@@ -236,3 +237,17 @@ class SamImageEncoder:
         if self.padding:
             return F.pad(x, (0, self.input_size - width, 0, self.input_size - height))
         return F.pad(x, (0, -width % _CELL, 0, -height % _CELL))
+
+
+def _filled_up(low: float, high: float, end: int) -> tuple[int, int]:
+    """The first cell of a side of a part, and the one after its last, of ``end`` cells.
+
+    Those that fill it up lie on both sides of what is asked for, which may reach beyond the picture
+    or be outside altogether: then there are none.
+    """
+    first, last = max(0, math.floor(low)), min(end, math.ceil(high))
+    if first >= last:
+        return 0, 0
+    length = min(end, -(-(last - first) // _STEP) * _STEP)
+    start = max(0, min((first + last - length) // 2, end - length))
+    return start, start + length
