@@ -169,7 +169,7 @@ def test_ablate_scores_as_the_evaluation_does_and_reuses_what_is_done(
     (root / "ImageSets/2016/mini.txt").write_text("lucia\nsurf\n")
     variants = tmp_path / "variants.toml"
     variants.write_text(
-        '[small]\n"encoder.input_size" = 256\n'
+        '[small]\n"encoder.input_size" = 256\n"track.crop_padding" = 0\n'
         '[no_sam]\n"encoder.input_size" = 256\n"track.agreement_slope" = 0.0\n'
         '[given]\n"encoder.input_size" = 256\n"track.look_back" = 2\nlater_mask = "middle"\n'
     )
@@ -186,6 +186,7 @@ def test_ablate_scores_as_the_evaluation_does_and_reuses_what_is_done(
     assert report["variants"]["small"]["J&F"] == pytest.approx(100 * score.j_and_f, abs=1e-6)
     assert report["variants"]["small"]["ms"]["all"] > 0
     assert report["variants"]["small"]["encoder_runs"] == 1
+    assert report["variants"]["no_sam"]["encoder_runs"] < 1  # parts count for what they are
     truth = pv.read_label_map(root / "Annotations/480p/lucia/00002.png") > 0
     assert np.array_equal(pv.read_label_map(out / "given/lucia/00002.png") > 0, truth)
     assert 0.5 < report["variants"]["given"]["J&F"] / 100 < 1  # the given frame does not count

@@ -79,9 +79,10 @@ def boxes_of_logits(
     """
     cell = embedding.input_size / logits.shape[2]
     height, width = embedding.input_hw
-    inside = logits[:, : math.ceil(height / cell), : math.ceil(width / cell)] > 0
+    picture = logits[:, : math.ceil(height / cell), : math.ceil(width / cell)]
+    columns, rows = picture.amax(dim=1) > 0, picture.amax(dim=2) > 0
     spans = []
-    for occupied, length in ((inside.any(dim=1), width), (inside.any(dim=2), height)):
+    for occupied, length in ((columns, width), (rows, height)):
         flags = occupied.int()  # argmax takes the first of equals
         end = flags.shape[1] - flags.flip(1).argmax(dim=1)
         spans.append((flags.argmax(dim=1) * cell, (end * cell).clamp_max(length) - 1))
@@ -89,4 +90,4 @@ def boxes_of_logits(
     boxes = torch.stack([x1, y1, x2, y2], dim=1)
     if empty_xyxy is None:
         empty_xyxy = torch.tensor([0.0, 0.0, width - 1.0, height - 1.0])
-    return torch.where(inside.any(dim=2).any(dim=1)[:, None], boxes, empty_xyxy)
+    return torch.where(rows.any(dim=1)[:, None], boxes, empty_xyxy)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import cv2
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
@@ -71,8 +73,7 @@ def region_around(mask: Tensor, padding: int) -> Tensor:
 def rectangle_of(place: Tensor) -> tuple[slice, slice]:
     """Rows and columns from the first to the last with anything of a (h, w) bool place.
 
-    Raises:
-        IndexError: There is nothing of it.
+    Of an empty one both are empty.
     """
-    rows, columns = (place.any(dim=dim).nonzero()[:, 0] for dim in (1, 0))
-    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+    left, top, width, height = cv2.boundingRect(place.numpy().view(np.uint8))
+    return slice(top, top + height), slice(left, left + width)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import cv2
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +21,7 @@ class Motion:
         self._centre = _centre(logits)
         self.velocity_rc: tuple[float, float] = (0.0, 0.0)
         """Rows and columns per frame on the logits' grid."""
+        self._moved: tuple[Tensor, int, int, Tensor] | None = None
 
     def observe(self, logits: Tensor, *, jumped: bool = False) -> None:
         """Learn from the mask of a new frame; ``jumped`` forgets the past velocity."""
@@ -34,22 +37,32 @@ class Motion:
         self._centre = centre
 
     def moved(self, logits: Tensor, frames: int = 1) -> Tensor:
-        """(H, W) logits shifted by the motion of some frames; what enters is background."""
+        """(H, W) logits shifted by the motion of some frames; what enters is background.
+
+        Several ask for the same in one frame: the latest answer is kept, and not to be changed.
+        """
         height, width = logits.shape
         rows = max(-height, min(height, round(frames * self.velocity_rc[0])))
         columns = max(-width, min(width, round(frames * self.velocity_rc[1])))
+        if self._moved is not None:
+            asked, down, across, answer = self._moved
+            if asked is logits and (down, across) == (rows, columns):
+                return answer
         moved = torch.full_like(logits, float(logits.min()))
         kept = logits[
             max(0, -rows) : height - max(0, rows), max(0, -columns) : width - max(0, columns)
         ]
         top, left = max(0, rows), max(0, columns)
         moved[top : top + kept.shape[0], left : left + kept.shape[1]] = kept
+        self._moved = logits, rows, columns, moved
         return moved
 
 
 def _centre(logits: Tensor) -> tuple[float, float] | None:
     """Mean row and column of the mask, or None when it is empty."""
-    rows, columns = torch.nonzero(logits > 0, as_tuple=True)
-    if len(rows) == 0:
+    mask = (logits > 0).numpy().view(np.uint8)
+    left, top, width, height = cv2.boundingRect(mask)
+    sums = cv2.moments(mask[top : top + height, left : left + width], binaryImage=True)
+    if not sums["m00"]:
         return None
-    return float(rows.float().mean()), float(columns.float().mean())
+    return top + sums["m01"] / sums["m00"], left + sums["m10"] / sums["m00"]

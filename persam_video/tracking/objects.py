@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +10,6 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 from torch import Tensor
 
 from persam_video.config import TrackConfig
@@ -102,8 +102,8 @@ class TrackedObject:
         returned = self.frames_lost > 0
         # It may be anywhere, or, less surely, where most of it should be by now or was seen last.
         mask = (logits > 0).numpy()
-        area = int(mask.sum())
-        found = score >= config.found_above and area >= max(1.0, _SCRAP * self.area)
+        area = np.count_nonzero(mask)
+        found = score >= config.found_above and bool(area >= max(1.0, _SCRAP * self.area))
         if not found and score >= config.lost_below and area > 0:
             places = (self.expected_logits(), self.logits)
             found = any(_overlap(mask, _largest_part((p > 0).numpy())) for p in places)
@@ -148,33 +148,54 @@ def without_strays(
     """
     rows, columns = picture_hw
     unsure = [obj.state is not ObjectState.TRACKED for obj in objects]
+    masks = (logits[:, :rows, :columns] > 0).numpy()
     places = [(o.expected_logits()[:rows, :columns] > 0).numpy() for o in objects]
-    seen = [p for p, obj in zip(places, objects, strict=True) if obj.frames_lost == 0]
-    occupied = np.sum(seen, axis=0, dtype=np.uint8) if seen else np.zeros_like(places[0], np.uint8)
+    occupied = np.zeros(picture_hw, np.uint8)
+    for place, obj in zip(places, objects, strict=True):
+        if obj.frames_lost == 0:
+            occupied += place
     still = None if votes is None else votes[:rows, :columns].numpy()
     kept = logits.clone()
-    for i, (mask, obj, itself) in enumerate(zip(kept, objects, unsure, strict=True)):
-        inside = mask[:rows, :columns]
-        parts, count = _parts((inside > 0).numpy())
-        if obj.frames_lost > 0 or count == 0:
+    for i, (obj, itself) in enumerate(zip(objects, unsure, strict=True)):
+        if obj.frames_lost > 0 or not masks[i].any():
             continue
+        # All is done where the object is, or should be: it is mostly a small part of the picture.
+        around = _rectangle(masks[i] | places[i])
+        (parts, count), place = _parts(masks[i][around]), places[i][around]
         strays = np.zeros(parts.shape, np.bool_)
         if still is not None:
-            strays |= _nothing_there(parts, still)
+            strays |= _nothing_there(parts, still[around])
         if count > 1:  # a single part is in its place, or the object has jumped
-            main, hidden = _largest_part(places[i]), _hidden(obj, places[i])
-            strays |= _away(parts, places[i], hidden)
-            theirs = parts[occupied > places[i]]  # in the place of another one
+            edges = _edges(around, picture_hw)
+            main, hidden = _largest_part(place), _hidden(obj, place)
+            strays |= _away(parts, place, hidden, edges)
+            theirs = parts[occupied[around] > place]  # in the place of another one
             if theirs.any():
-                strays |= _away(parts, main, hidden) & np.isin(parts, np.unique(theirs))
-            leaps = int((mask > 0).sum()) > _LEAP * int((obj.logits > 0).sum())
+                strays |= _away(parts, main, hidden, edges) & np.isin(parts, np.unique(theirs))
+            leaps = np.count_nonzero(masks[i]) > _LEAP * int((obj.logits > 0).sum())
             if leaps or sum(unsure) - itself > 0:
                 own = np.isin(parts, np.unique(parts[main & (parts > 0)]))
                 if own.any():
                     strays |= ~own & (parts > 0)
         if strays.any():
-            inside[torch.from_numpy(strays)] = mask.min()
+            kept[(i, *around)][torch.from_numpy(strays)] = logits[i].min()
     return kept
+
+
+def _rectangle(mask: BoolArray) -> tuple[slice, slice]:
+    """Rows and columns from the first to the last with anything of a (H, W) mask."""
+    left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
+    return slice(top, top + height), slice(left, left + width)
+
+
+def _edges(around: tuple[slice, slice], picture_hw: tuple[int, int]) -> list[tuple[slice, slice]]:
+    """What is at each of the picture's four edges of a rectangle in it, from its own corner on."""
+    rows, columns = (
+        (slice(max(0, _EDGE - side.start)), slice(max(0, length - _EDGE - side.start), None))
+        for side, length in zip(around, picture_hw, strict=True)
+    )
+    everything = slice(None)
+    return [*((side, everything) for side in rows), *((everything, side) for side in columns)]
 
 
 def _hidden(obj: TrackedObject, expected: BoolArray) -> float:
@@ -182,13 +203,16 @@ def _hidden(obj: TrackedObject, expected: BoolArray) -> float:
     return max(obj.area - float(expected.sum()), _SUDDEN * obj.area)
 
 
-def _away(parts: NDArray[Any], place: BoolArray, hidden: float) -> BoolArray:
+def _away(
+    parts: NDArray[Any], place: BoolArray, hidden: float, edges: Sequence[tuple[slice, slice]]
+) -> BoolArray:
     """Parts that are away from an object's place and cannot be of it.
 
     Args:
         parts: (H, W) int, numbered parts of its mask; 0 is none.
         place: (H, W) bool, where it should be.
         hidden: How many of its cells may come into sight.
+        edges: What is at the picture's edges.
 
     Returns:
         (H, W) bool, those that are larger than what is hidden of the object, farther off than that
@@ -199,16 +223,13 @@ def _away(parts: NDArray[Any], place: BoolArray, hidden: float) -> BoolArray:
     apart[0], apart[parts[place]] = False, False
     if not apart.any() or apart[1:].all():
         return np.zeros(parts.shape, np.bool_)
-    around = ndimage.find_objects((place | (parts > 0)).astype(np.uint8))[0]
-    off, near = (~place[around]).astype(np.uint8), parts[around]
-    distance = cv2.distanceTransform(off, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    nearest, some = np.full(len(apart), np.inf, np.float32), apart[near]
-    np.minimum.at(nearest, near[some], distance[some])
+    distance = cv2.distanceTransform((~place).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    nearest, some = np.full(len(apart), np.inf, np.float32), apart[parts]
+    np.minimum.at(nearest, parts[some], distance[some])
     impossible = (nearest > hidden**0.5) | (np.bincount(parts.ravel()) > hidden)
-    for at_edge in (slice(_EDGE), slice(-_EDGE, None)):
-        for edge in ((at_edge, slice(None)), (slice(None), at_edge)):
-            if not place[edge].any():
-                impossible[parts[edge]] = True
+    for edge in edges:
+        if not place[edge].any():
+            impossible[parts[edge]] = True
     away: BoolArray = (apart & impossible)[parts]
     return away
 
@@ -233,7 +254,7 @@ def _largest_part(mask: BoolArray) -> BoolArray:
 
 def _parts(mask: BoolArray) -> tuple[NDArray[Any], int]:
     """Connected parts of a mask: (H, W) int, numbered from 1, and how many there are."""
-    count, parts = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
+    count, parts = cv2.connectedComponents(mask.view(np.uint8), connectivity=4)
     return np.asarray(parts), count - 1
 
 

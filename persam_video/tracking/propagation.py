@@ -28,6 +28,7 @@ from persam_video.tracking.grid import (
     cells_of,
     on_grid,
     on_square,
+    rectangle_of,
     region_around,
 )
 from persam_video.tracking.lesson import Lesson
@@ -195,7 +196,7 @@ class PropagationMethod:
         A lost object can have been learnt as background; only where the background was seen before
         it was lost, and is as it was, it cannot be, whatever its looks.
         """
-        expected = torch.stack([obj.expected_logits() for obj in objects]) > 0
+        expected = torch.stack([obj.expected_logits() > 0 for obj in objects])
         if change is None:
             return torch.zeros_like(expected, dtype=torch.float32)
         # No more than the prior's limit, which is all that speaks against a place far away.
@@ -368,6 +369,9 @@ def _outside(part: Embedding, whole: Embedding) -> Tensor:
 
 def _certainty(logits: Tensor) -> Tensor:
     """Mean certainty of N masks over their own pixels: (N, h, w) -> (N,) in [0, 1], 0 if empty."""
-    inside = logits > 0
-    certainty = (2 * logits.sigmoid() - 1) * inside
-    return certainty.sum(dim=(1, 2)) / inside.sum(dim=(1, 2)).clamp_min(1)
+    means = []
+    for mask in logits:
+        near = mask[rectangle_of(mask > 0)]
+        inside = near > 0
+        means.append((2 * near[inside].sigmoid() - 1).sum() / inside.sum().clamp_min(1))
+    return torch.stack(means)

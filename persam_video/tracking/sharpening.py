@@ -75,7 +75,7 @@ def sharpened(
     # No mask can agree with the prior by more. Of small objects in large pictures SAM gets no say,
     # but where it can tell what else belongs to a part.
     most = torch.stack(inside) / size
-    missed = torch.zeros_like(most) if missed is None else missed * (prior > 0).any(2).any(1)
+    missed = torch.zeros_like(most) if missed is None else missed * (prior.amax(dim=(1, 2)) > 0)
     asked = ((most > config.agreement_low) | (missed > 0)).nonzero()[:, 0].tolist()
     sharp = prior.clone()
     for some in _of_one_size(windows, asked):
