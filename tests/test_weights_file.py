@@ -7,6 +7,8 @@ import hashlib
 import io
 import itertools
 import os
+import subprocess
+import sys
 import tarfile
 from collections import OrderedDict
 from pathlib import Path
@@ -302,6 +304,19 @@ def test_expected_shapes_are_those_of_segment_anything(name: str) -> None:
     assert expected_shapes(MODELS[name]) == {
         key: tuple(value.shape) for key, value in official.state_dict().items()
     }
+
+
+@pytest.mark.needs_weights
+@pytest.mark.usefixtures("vit_t_weights")
+def test_loading_a_model_brings_in_no_more_of_torch() -> None:
+    code = (
+        "import sys, torch; before = 'torch._dynamo' in sys.modules\n"
+        "import persam_video as pv\n"
+        "pv.load_sam(pv.EncoderConfig(runtime='torch'), progress=False)\n"
+        "assert {'torchvision', 'segment_anything'}.isdisjoint(sys.modules)\n"
+        "assert ('torch._dynamo' in sys.modules) == before"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.usefixtures("cut_down")

@@ -14,7 +14,6 @@ from persam_video.config import EncoderConfig
 _PACKAGES = (
     "persam-video",
     "torch",
-    "torchvision",
     "segment-anything",
     "numpy",
     "av",

@@ -6,17 +6,27 @@ and mask decoder with TinyViT in front.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, cast
 
-import torch
-from segment_anything.build_sam import _build_sam
-from segment_anything.modeling import Sam
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from persam_video.errors import CheckpointError
 from persam_video.sam.registry import MODELS, ModelInfo, VitSizes, model_info
 from persam_video.sam.tiny_vit import TinyViT
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import Sam
+
+_ENTERED = "persam_video.sam._segment_anything"
+"""Name of the folder of segment_anything where it is entered without running its ``__init__``."""
 
 _SHOWN = 3  # names spelled out per kind of difference
 
@@ -108,11 +118,44 @@ def expected_shapes(info: ModelInfo) -> dict[str, Shape]:
     return {key: tuple(value.shape) for key, value in _empty(info).state_dict().items()}
 
 
+@cache
+def _official_builder() -> Callable[..., Sam]:
+    """segment_anything's builder, without the rest of its package.
+
+    That has a generator of masks, which imports torchvision, which imports torch's compiler, for
+    nothing that is used here.
+    """
+    found = find_spec("segment_anything")
+    if found is None:
+        raise ModuleNotFoundError("segment-anything is not installed", name="segment_anything")
+    package = ModuleType(_ENTERED)
+    package.__path__ = list(found.submodule_search_locations or ())
+    sys.modules[_ENTERED] = package
+    return cast("Callable[..., Sam]", import_module(f"{_ENTERED}.build_sam")._build_sam)
+
+
+class _Unfilled(TorchFunctionMode):
+    """New modules keep whatever their memory holds, which is not even touched.
+
+    torch's meta device, made for this, loads torch's compiler for some of the numbers. Loading that
+    took longer than loading a small network.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Nothing for what fills a tensor, else ``func``."""
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
 def _empty(info: ModelInfo) -> Sam:
-    """The model without memory for its weights (on torch's meta device)."""
+    """The model with no weights in its memory."""
     sizes = info.vit or _PLACEHOLDER
-    with torch.device("meta"):
-        sam = _build_sam(
+    with _Unfilled():
+        sam = _official_builder()(
             encoder_embed_dim=sizes.embed_dim,
             encoder_depth=sizes.depth,
             encoder_num_heads=sizes.heads,

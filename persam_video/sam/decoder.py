@@ -13,16 +13,18 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from segment_anything.modeling import MaskDecoder, PromptEncoder
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 from persam_video.sam.attention import cells_to_tokens, tokens_to_cells, tokens_to_tokens
 from persam_video.sam.cuda_graphs import Replayed
 from persam_video.types import Candidates, Embedding, Window
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import MaskDecoder, PromptEncoder
 
 _SUPPORT = 2
 """Cells on either side of its own that a pixel of the source is made of."""

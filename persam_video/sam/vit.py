@@ -14,12 +14,14 @@ inside. Two things are done otherwise:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import ImageEncoderViT
 
 _ALIGNED = 8
 """Fused attention takes channels in multiples of so many."""
