@@ -130,6 +130,7 @@ def test_bench_tool_writes_all_sections_with_scores_ratios_and_a_plot(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from bench import main
+    from memory import allocated_bytes
 
     sections = ["--sections", "stages,objects,sizes,lengths", "--objects", "3,1"]
     others = ["--truth", "truth", "--sizes", "40,120", "--lengths", "12,104"]
@@ -150,6 +151,7 @@ def test_bench_tool_writes_all_sections_with_scores_ratios_and_a_plot(
     assert all(len(row["round_fps"]) == 2 for row in sizes.values())
     assert [window["frame"] for window in windows] == [12, 100, 104]
     assert all(window["peak_memory"] > 2**20 for window in windows)
+    assert all((window["allocated"] or 0) < window["peak_memory"] for window in windows)
     assert set(results["ratios"]) == {
         "default_over_slow",
         "end_to_end_over_slowest_stage",
@@ -158,6 +160,7 @@ def test_bench_tool_writes_all_sections_with_scores_ratios_and_a_plot(
         "objects_3_over_1_end_to_end",
         "frame_104_over_100_time",
         "frame_104_over_100_memory",
+        *(["frame_104_over_100_allocated"] if allocated_bytes() else []),
     }
     assert all(ratio["value"] > -1 and ratio["means"] for ratio in results["ratios"].values())
     with Image.open("out/bench.png") as image:

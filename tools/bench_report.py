@@ -105,6 +105,11 @@ def _of_lengths(windows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "means": "peak resident memory, late over early, of 100 frames each or fewer",
         },
     }
+    if early["allocated"] and late["allocated"]:
+        found[f"{name}_allocated"] = {
+            "value": late["allocated"] / early["allocated"],
+            "means": "most memory in use, without what the allocator keeps, likewise",
+        }
     if early["peak_gpu_memory"] and late["peak_gpu_memory"]:
         found[f"{name}_gpu_memory"] = {
             "value": late["peak_gpu_memory"] / early["peak_gpu_memory"],
@@ -121,11 +126,12 @@ def text(results: Mapping[str, Any]) -> str:
         if key in sections:
             lines += [_table(title, sections[key]), ""]
     if windows := sections.get("lengths"):
-        lines.append("   frame  ms/frame  encode ms  resident MiB  peak MiB   J&F")
+        lines.append("   frame  ms/frame  encode ms  in use MiB  resident MiB  peak MiB   J&F")
         for w in windows:
             lines.append(
                 f"{w['frame']:8}{1e3 * w['track']:10.1f}{1e3 * w['encode']:11.1f}"
-                f"{(w['resident'] or 0) / 2**20:14.0f}{w['peak_memory'] / 2**20:10.0f}"
+                f"{(w['allocated'] or 0) / 2**20:12.0f}{(w['resident'] or 0) / 2**20:14.0f}"
+                f"{w['peak_memory'] / 2**20:10.0f}"
                 f"{_percent(w['score']):>6}"
             )
         lines.append("")

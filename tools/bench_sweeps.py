@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 import cv2
 import numpy as np
-from memory import STATUS, forget_peak, looped, peak_bytes
+from memory import STATUS, allocated_bytes, forget_peak, looped, peak_bytes
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -136,6 +136,8 @@ class Window:
         peak_memory: Most resident memory in these, or those since the window before; in the whole
             process so far where the system cannot tell.
         peak_gpu_memory: Most memory of tensors on the GPU in these; None without one.
+        allocated: Most memory that was in use when one of their masks came; None where the system
+            does not tell.
         score: J and F of the last ten; None without ground truth.
     """
 
@@ -145,6 +147,7 @@ class Window:
     resident: int | None
     peak_memory: int
     peak_gpu_memory: int | None
+    allocated: int | None
     score: Score | None
 
 
@@ -220,6 +223,7 @@ class _Watch:
         self._keep_masks = keep_masks
         self._track_s: deque[float] = deque(maxlen=EARLY)
         self.encode_s: deque[float] = deque(maxlen=EARLY)
+        self._allocated: deque[int] = deque(maxlen=EARLY)
         self._masks: dict[int, list[tuple[int, bytes]]] = {end: [] for end in ends}
         self.windows: list[Window] = []
 
@@ -228,13 +232,19 @@ class _Watch:
         count = frame.index + 1
         end = next(end for end in self._ends if end >= count)
         self._track_s.append(seconds)
+        self._allocated.append(allocated_bytes() or 0)
         if count == end - EARLY:
             forget_peaks()
         if self._keep_masks and count > end - WINDOW:
             self._masks[end].append((frame.index, packed(result.labels)))
         if count == end:
             track, encode = (statistics.median(s) for s in (self._track_s, list(self.encode_s)))
-            memory = resident_bytes(), peak_bytes(), peak_gpu_memory()
+            memory = (
+                resident_bytes(),
+                peak_bytes(),
+                peak_gpu_memory(),
+                max(self._allocated) or None,
+            )
             self.windows.append(Window(end, track, encode, *memory, None))
             self._tell(f"lengths: frame {count} of {self._ends[-1]}")
             forget_peaks()

@@ -11,6 +11,7 @@ out where the system allows it (Linux), as its own peak would hide a growth belo
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import platform
 import subprocess
@@ -54,6 +55,33 @@ def peak_bytes() -> int:
         return peak_memory() or 0
     line = next(x for x in STATUS.read_text("ascii").splitlines() if x.startswith("VmHWM:"))
     return 1024 * int(line.split()[1])
+
+
+class _Mallinfo2(ctypes.Structure):
+    """glibc's ``struct mallinfo2`` (mallinfo(3)), of all arenas."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    ]
+
+
+def allocated_bytes() -> int | None:
+    """Memory that something has asked for and not let go of yet; None where nobody tells.
+
+    What is let go of mostly remains resident: the allocator keeps it for the next who asks.
+    """
+    if platform.system() != "Linux":
+        return None
+    mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if mallinfo2 is None:  # glibc has it from 2.33 on
+        return None
+    mallinfo2.restype = _Mallinfo2
+    info = mallinfo2()
+    return int(info.uordblks + info.hblkhd)
 
 
 def measure(clip: str, mask: Path, config: pv.Config, first: int, frames: int) -> dict[str, object]:

@@ -31,6 +31,10 @@ _LONGEST = 512
 """``Background.longest`` for which lengths in pixels are given here and below; they go with it."""
 _LIGHTNESS = 0.6
 """Weight of a difference in lightness against one in colour: a shadow is no object."""
+_FROM_BYTES = np.array(
+    [[_LIGHTNESS * 100 / 255, 0, 0, 0], [0, 1, 0, -128], [0, 0, 1, -128]], np.float32
+)
+"""CIELAB as OpenCV has it in bytes -> units, lightness weighted."""
 _NOISE = 3.0
 """CIELAB units; a pixel that differs by less spreads no further."""
 _STILL, _CHANGING, _CHANGED = 1.5, 2.0, 5.0
@@ -307,9 +311,7 @@ def _reduced(image_rgb: UInt8Array, longest: int, blur: float) -> tuple[UInt8Arr
     small = cv2.resize(small, size, interpolation=cv2.INTER_LINEAR)
     # Its steps of 1, of lightness 0.4, are far below the noise, and smoothed away besides.
     lab = cv2.cvtColor(small, cv2.COLOR_RGB2LAB).astype(np.float32)
-    lab[..., 0] *= _LIGHTNESS * 100 / 255
-    lab[..., 1:] -= 128
-    colours = cv2.GaussianBlur(lab, (0, 0), blur)
+    colours = cv2.GaussianBlur(cv2.transform(lab, _FROM_BYTES), (0, 0), blur)
     gray = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
     return np.asarray(gray, np.uint8), np.asarray(colours, np.float32)
 
