@@ -289,7 +289,7 @@ def test_appearance_memory_products_have_few_shapes_and_what_fills_them_up_count
         lesson = Lesson.around(mask, region, frame)
         memory.fit(lesson)
         asked, known = flat[: 20 * size], flat[lesson.cells]
-        weights = (lesson.counts * (32 * (asked @ known.T - 1)).exp()).double()
+        weights = (lesson.counts * (46 * (asked @ known.T - 1)).exp2()).double()
         labels = 2 * mask.flatten()[lesson.cells].double() - 1
         expected = (weights @ labels / weights.sum(dim=1)).float()
         torch.testing.assert_close(
