@@ -376,7 +376,7 @@ def upscale_inside(logits: Tensor, embedding: Embedding) -> tuple[tuple[slice, s
         matrix = _enlarging(side, embedding.input_size // side, length, source)
         places = (logits.amax(dim=1 - dim) > 0).nonzero()[:, 0].tolist() or [0]
         around = slice(max(0, places[0] - _SUPPORT), places[-1] + 1 + _SUPPORT)
-        touched = (matrix[:, places[0] : places[-1] + 1] > 0).any(dim=1).nonzero()[:, 0].tolist()
+        touched = (matrix[:, places[0] : places[-1] + 1].amax(dim=1) > 0).nonzero()[:, 0].tolist()
         inside = slice(touched[0], touched[-1] + 1) if touched else slice(0)  # only padding
         cells.append(around)
         pixels.append(inside)

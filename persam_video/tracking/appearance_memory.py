@@ -87,7 +87,7 @@ class AppearanceMemory:
             (M, D + 1) looks of cells and a column of ones, and (2, M) for how many cells of the
             object, and of anything, each of them counts.
         """
-        shares = F.pad(lesson.mask.flatten()[lesson.cells], (0, len(lesson.others)))
+        shares = F.pad(lesson.mask.flatten().index_select(0, lesson.cells), (0, len(lesson.others)))
         looks = looks_of(torch.cat([lesson.features, lesson.others]))
         counts = torch.cat([lesson.counts, lesson.other_counts])
         ones = F.pad(looks, (0, 1), value=1.0)

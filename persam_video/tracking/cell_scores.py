@@ -50,5 +50,7 @@ def cell_scores(
         scale = share / (1 - share)
         undecided = (score > -_NO_HOPE * scale) & (score < _NO_DOUBT * scale)
     remembered = torch.where(score > 0, 1.0, -1.0)
-    remembered[undecided] = memory.score(frame.looks(cells[undecided]))
+    asked = cells_in(undecided)
+    labels = memory.score(frame.looks(cells.index_select(0, asked)))
+    remembered.index_copy_(0, asked, labels)
     return torch.lerp(score, remembered, share)

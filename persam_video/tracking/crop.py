@@ -44,8 +44,8 @@ def box_ahead(
     """
     if not objects or _may_be_anywhere(objects):
         return None
-    expected = [obj.motion.moved(obj.logits, frames) > 0 for obj in objects]
-    box = mask_to_box(torch.stack(expected).any(dim=0).numpy())
+    expected = [(obj.motion.moved(obj.logits, frames) > 0).numpy() for obj in objects]
+    box = mask_to_box(np.logical_or.reduce(expected))
     if box is None:
         return None
     longest = max(size_hw)

@@ -156,7 +156,7 @@ class FrameFeatures:
         size_hw: Rows and columns of the feature grid.
         coarse: (h', w', C) float32, what all maps add that are coarser than the grid, and the 1.
         factor: By which these are.
-        fine: The maps that are as fine as the grid, (h, w, C_i), and what they add.
+        fine: The maps that are as fine as the grid, (h * w, C_i), and what they add.
         step: How many of these cells, across, are one of the embedding's.
         every: Of so many rows, and of so many columns, one is sampled.
         samples: (h'', w'', C) float32, these cells, from everywhere.
@@ -192,7 +192,8 @@ class FrameFeatures:
         for cells in places:
             wanted[cells] = True
         features, row = self.at(wanted.nonzero()[:, 0]), wanted.cumsum(0) - 1
-        return [features[row[cells].to(features.device)] for cells in places]
+        rows = [row.index_select(0, cells).to(features.device) for cells in places]
+        return [features.index_select(0, some) for some in rows]
 
     def looks(self, cells: Tensor) -> Tensor:
         """(n,) indices of cells -> (n, D') float32 of unit length, what they are compared by."""
@@ -209,26 +210,30 @@ class FrameFeatures:
         bottom, right = (int(place.max()) // factor + 2 for place in places)
         along = (self.coarse[top:bottom, left:right] @ weights)[..., None]
         large = _enlarged(along, factor, self.size_hw)[..., 0]
-        rows, columns = (place.to(large.device) for place in places)
-        score = large[rows - top * factor, columns - left * factor]
+        rows, columns = places
+        asked = (rows - top * factor) * large.shape[1] + columns - left * factor
+        score = large.flatten().index_select(0, asked.to(large.device))
+        cells = cells.to(large.device)
         for projection, m in self.fine:
-            score += projection.scores(m[rows, columns], weights)
+            score += projection.scores(m.index_select(0, cells), weights)
         return score.cpu()
 
     def sampled(self, where: Tensor) -> Tensor:
         """(n, C) samples that are in a (h, w) bool region."""
         down, across = self.every
-        return self.samples[where[::down, ::across].to(self.samples.device)]
+        some = where[::down, ::across].flatten().nonzero()[:, 0]
+        return self.samples.flatten(0, 1).index_select(0, some.to(self.samples.device))
 
     def sum_sampled(self, cells: Tensor) -> Sums:
         """The share of the frame's sums that some (n, C) samples have."""
         return Sums.over(cells).times(_weight(self.size_hw, self.every))
 
     def _features(self, cells: Tensor, first: int | None) -> Tensor:
-        rows, columns = self._rows_and_columns(cells.to(self.coarse.device))
+        cells = cells.to(self.coarse.device)
+        rows, columns = self._rows_and_columns(cells)
         total = _enlarged_at(self.coarse[..., :first], self.factor, rows, columns)
         for projection, m in self.fine:
-            total += projection.components(m[rows, columns], first)
+            total += projection.components(m.index_select(0, cells), first)
         return total
 
     def _rows_and_columns(self, cells: Tensor) -> tuple[Tensor, Tensor]:
@@ -296,7 +301,8 @@ class FeatureSpace:
         fine, coarse, factor = self._parts(embedding)
         samples = _samples(fine, coarse, factor, every)
         sums = Sums.over(samples.flatten(0, 1)).times(_weight(size_hw, every))
-        return FrameFeatures(size_hw, coarse, factor, fine, step, every, samples, sums)
+        rows = tuple((projection, m.flatten(0, 1)) for projection, m in fine)
+        return FrameFeatures(size_hw, coarse, factor, rows, step, every, samples, sums)
 
     def sums(self, embedding: Embedding, where: Tensor) -> Sums:
         """Over a part of a frame.

@@ -54,8 +54,8 @@ def cells_of(length: float, embedding: Embedding, stride: int) -> int:
 
 
 def cells_in(place: Tensor) -> Tensor:
-    """(h, w) bool -> (n,) indices of the cells in it, row after row."""
-    return place.flatten().nonzero()[:, 0]
+    """(h, w) bool on the processor -> (n,) indices of the cells in it, row after row."""
+    return torch.from_numpy(np.flatnonzero(place.numpy()))
 
 
 def region_around(mask: Tensor, padding: int) -> Tensor:

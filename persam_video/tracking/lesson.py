@@ -94,7 +94,7 @@ class Lesson:
         counts: Tensor,
         features: Tensor,
     ) -> Lesson:
-        shares = mask.flatten()[cells]
+        shares = mask.flatten().index_select(0, cells)
         # A thin object fills no cell; its fullest cells are what there is of it.
         fullest = shares.max().clamp_min(1e-3)
         shares, itself = shares / fullest, region & (mask / fullest > 0.5)
@@ -144,7 +144,8 @@ class Lesson:
 def _summed(features: Tensor, counts: Tensor, some: Tensor) -> Sums:
     """Over the features of some of (M,) cells, which stand for so many each."""
     places = cells_in(some)
-    return Sums.over(features[places.to(features.device)], counts[places])
+    chosen = features.index_select(0, places.to(features.device))
+    return Sums.over(chosen, counts.index_select(0, places))
 
 
 def _chosen(mask: Tensor, region: Tensor, step: int) -> tuple[Tensor, Tensor]:
@@ -167,5 +168,5 @@ def _spread(place: Tensor, every: int) -> tuple[Tensor, Tensor]:
     cells = cells_in(place)
     kept = min(-(-len(cells) // every), _MOST)
     # Not a fixed step: in a grid of rows it can miss a thin object altogether.
-    some = cells[torch.arange(kept) * len(cells) // max(1, kept)]
+    some = cells.index_select(0, torch.arange(kept) * len(cells) // max(1, kept))
     return some, torch.full((kept,), len(cells) / max(1, kept))

@@ -376,7 +376,7 @@ class Tracker:
         closer = self._close_ups.refine(seen, frame, full, change.votes if change else None)
         everywhere = slice(None), slice(None)
         labels = label_map(ids, [(everywhere, mask) for mask in closer], frame.size_hw)
-        return labels, (labels > 0) | (full > 0).any(dim=0).numpy()
+        return labels, (labels > 0) | (full.amax(dim=0) > 0).numpy()
 
     def _learn_background(
         self, objects: list[TrackedObject], labels: UInt8Array, found: BoolArray, *, returned: bool
