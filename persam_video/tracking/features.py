@@ -90,9 +90,9 @@ class Sums:
     def over(cls, cells: Tensor, counts: Tensor | None = None) -> Sums:
         """Of (n, C) features, which count once or (n,) times."""
         if counts is None:
-            return cls(cells.T @ cells, cells.sum(dim=0), len(cells))
+            return cls(_gram(cells, cells), cells.sum(dim=0), len(cells))
         count, counts = float(counts.sum()), counts.to(cells.device)
-        return cls((cells * counts[:, None]).T @ cells, counts @ cells, count)
+        return cls(_gram(cells * counts[:, None], cells), counts @ cells, count)
 
     def times(self, weight: float) -> Sums:
         """Each of the cells counts so many times."""
@@ -105,6 +105,19 @@ class Sums:
     def __sub__(self, other: Sums) -> Sums:
         """Without the cells of another, which are among these."""
         return Sums(self.gram - other.gram, self.total - other.total, self.count - other.count)
+
+
+def _gram(weighted: Tensor, cells: Tensor) -> Tensor:
+    """``weighted.T @ cells``, (C, C) and symmetric, so that a quarter of it need not be made.
+
+    A GPU would wait longer to be asked for the parts than it takes for all.
+    """
+    if cells.device.type != "cpu":
+        return weighted.T @ cells
+    half = cells.shape[1] // 2
+    upper = weighted[:, :half].T @ cells
+    right = weighted[:, half:].T @ cells[:, half:]
+    return torch.cat([upper, torch.cat([upper[:, half:].T, right], dim=1)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +301,7 @@ class FeatureSpace:
             large = _enlarged(unit, coarser // stride, size_hw)
             cells.append(large[::_FITTED, ::_FITTED])
         flat = torch.cat(cells, dim=2).flatten(0, 1)
-        axes = torch.linalg.eigh(flat.T @ flat)[1].flip(1)[:, :components].T
+        axes = torch.linalg.eigh(_gram(flat, flat))[1].flip(1)[:, :components].T
         axes = torch.cat([axes, torch.zeros_like(axes[:1])])
         parts = torch.split(axes, [len(mean) for mean in means], dim=1)
         own = zip(means, deviations, parts, strict=True)
