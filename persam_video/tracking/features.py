@@ -23,8 +23,6 @@ _LOOKS = 48
 """Of the components, the first that cells are compared in; twice as many change nothing."""
 _ACROSS = 2
 """Of a row of embedded cells one in so many is sampled: neighbours are much alike."""
-_FITTED = 2
-"""Of the reference's rows and columns one in so many is enough for the principal axes."""
 _ROUND = 256
 """Rows that a matrix product has a multiple of."""
 
@@ -298,8 +296,7 @@ class FeatureSpace:
             means.append(m.float().mean(dim=(0, 1)))
             deviations.append(m.float().flatten(0, 1).std(dim=0).clamp_min(1e-6))
             unit = F.normalize((m - means[-1]) / deviations[-1], dim=2)
-            large = _enlarged(unit, coarser // stride, size_hw)
-            cells.append(large[::_FITTED, ::_FITTED])
+            cells.append(_enlarged(unit, coarser // stride, size_hw))
         flat = torch.cat(cells, dim=2).flatten(0, 1)
         axes = torch.linalg.eigh(_gram(flat, flat))[1].flip(1)[:, :components].T
         axes = torch.cat([axes, torch.zeros_like(axes[:1])])
