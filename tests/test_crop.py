@@ -115,7 +115,7 @@ def test_parts_are_of_few_sizes_and_show_what_was_asked_for() -> None:
     encoder = SamImageEncoder(Blank(), 1280, padding=False)
     image = np.zeros((45 * 16, 80 * 16, 3), np.uint8)  # a pixel is one of the network's input
     sizes = set()
-    for left, top in itertools.product(range(-60, 1280, 37), range(-60, 720, 53)):
+    for left, top in itertools.product(range(-60, 1280, 79), range(-60, 720, 97)):
         for width, height in ((100, 60), (330, 410), (700, 200)):
             box = np.array([left, top, left + width, top + height], np.float32)
             window = encoder.encode_part(image, box).window
@@ -125,6 +125,9 @@ def test_parts_are_of_few_sizes_and_show_what_was_asked_for() -> None:
                 assert 0 <= window.top <= max(0, box[1] / 16)
                 assert min(80, box[2] / 16) <= window.left + window.width <= 80
                 assert min(45, box[3] / 16) <= window.top + window.height <= 45
+                right = window.left + window.width
+                if window.left > 0 and right < 80:  # as much on either side
+                    assert abs(left / 16 - window.left - (right - (left + width) / 16)) <= 2
     assert {(14, 14), (28, 28), (56, 14)} <= sizes
     assert {width for width, _ in sizes} <= {14, 28, 42, 56, 70, 80}
     assert {height for _, height in sizes} <= {14, 28, 42, 45}

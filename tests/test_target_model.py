@@ -26,7 +26,7 @@ from persam_video.tracking.features import (
     grid_size,
     grid_stride,
 )
-from persam_video.tracking.grid import cells_in, cells_of
+from persam_video.tracking.grid import cells_in, cells_of, rectangle_of
 from persam_video.tracking.lesson import Lesson
 from persam_video.tracking.target_model import TargetModel
 from persam_video.types import Embedding
@@ -461,3 +461,11 @@ def test_prior_both_halves_tell_the_object_of_a_real_frame(
     by_memory = memory.score(looks).view(height, width) > 0
     for found in (by_model, by_memory):
         assert (found & (mask > 0.5)).sum() / (found | (mask > 0.5)).sum() > least
+
+
+def test_rectangle_of_a_place_and_of_nothing() -> None:
+    place = torch.zeros(7, 9, dtype=torch.bool)
+    assert place[rectangle_of(place)].shape == (0, 0)
+    place[2, 3], place[4, 8] = True, True
+    assert rectangle_of(place) == (slice(2, 5), slice(3, 9))
+    assert rectangle_of(place[:, ::2]) == (slice(4, 5), slice(4, 5))

@@ -673,3 +673,20 @@ def test_motion_constant_velocity_moves_the_mask() -> None:
     moved = motion.moved(frames[2])
     assert torch.nonzero(moved > 0)[:, 1].float().mean() == pytest.approx(4.5 + 8 + 3, abs=1.01)
     assert (motion.moved(torch.full((20, 30), -5.0)) == -5).all()
+
+
+def test_motion_kept_answer_is_of_the_same_mask_as_far_away() -> None:
+    first, second = torch.full((2, 20, 30), -5.0)
+    first[5:9, 3:7], second[5:9, 7:11] = 5.0, 5.0
+    motion = Motion(first)
+    motion.observe(second)  # two columns a frame, of a smoothed velocity
+
+    def columns(logits: Tensor, frames: int = 1) -> list[int]:
+        return (motion.moved(logits, frames) > 0).any(dim=0).nonzero()[:, 0].tolist()
+
+    assert columns(second) == columns(second) == [9, 10, 11, 12]
+    assert columns(second, 3) == [13, 14, 15, 16]
+    assert columns(first, 3) == [9, 10, 11, 12]
+    assert columns(second) == [9, 10, 11, 12]
+    motion.observe(second)  # it has slowed down
+    assert columns(second) == [8, 9, 10, 11]

@@ -29,12 +29,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from segment_anything import SamPredictor
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
@@ -47,6 +46,9 @@ from persam_video.sam.models import resolve_device
 from persam_video.sam.tiny_vit import TinyViT
 from persam_video.sinks import MultiSink
 from persam_video.types import object_ids
+
+if TYPE_CHECKING:
+    from segment_anything import SamPredictor
 
 _BOX_MARGIN = 10
 
@@ -117,6 +119,8 @@ class FirstWay:
         sam.prompt_encoder.input_image_size = (size, size)
         sam.prompt_encoder.mask_input_size = (size // 4, size // 4)
         sam.to(resolve_device(config.device)).requires_grad_(False).eval()
+        from segment_anything import SamPredictor  # takes torchvision, which not all have
+
         predictor = SamPredictor(sam)
         predictor.transform.target_length = size
         self.encoder = PredictorEncoder(predictor)

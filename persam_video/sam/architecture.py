@@ -6,15 +6,12 @@ and mask decoder with TinyViT in front.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
-from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -25,8 +22,7 @@ from persam_video.sam.tiny_vit import TinyViT
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
 
-_ENTERED = "persam_video.sam._segment_anything"
-"""Name of the folder of segment_anything where it is entered without running its ``__init__``."""
+_build_sam: Callable[..., Sam] = import_module("persam_video.sam.official.build_sam")._build_sam
 
 _SHOWN = 3  # names spelled out per kind of difference
 
@@ -45,8 +41,8 @@ def build_sam(name: str, state_dict: Mapping[str, Tensor]) -> Sam:
             ``prompt_encoder.``, ``mask_decoder.``). They are used as they are, not copied.
 
     Returns:
-        segment_anything's ``Sam``. For ``vit_t`` its ``image_encoder`` is a ``TinyViT``, which
-        returns (embedding, stages).
+        segment_anything's ``Sam``, as ``official.py`` has the class. For ``vit_t`` its
+        ``image_encoder`` is a ``TinyViT``, which returns (embedding, stages).
 
     Raises:
         CheckpointError: The name is unknown, or tensors are missing, unknown or of another shape.
@@ -114,28 +110,12 @@ def _guess(got: Mapping[str, Shape]) -> str:
 
 
 def expected_shapes(info: ModelInfo) -> dict[str, Shape]:
-    """Name -> shape of every tensor of a model, in no memory to speak of."""
+    """Name -> shape of every tensor of a model."""
     return {key: tuple(value.shape) for key, value in _empty(info).state_dict().items()}
 
 
-@cache
-def _official_builder() -> Callable[..., Sam]:
-    """segment_anything's builder, without the rest of its package.
-
-    That has a generator of masks, which imports torchvision, which imports torch's compiler, for
-    nothing that is used here.
-    """
-    found = find_spec("segment_anything")
-    if found is None:
-        raise ModuleNotFoundError("segment-anything is not installed", name="segment_anything")
-    package = ModuleType(_ENTERED)
-    package.__path__ = list(found.submodule_search_locations or ())
-    sys.modules[_ENTERED] = package
-    return cast("Callable[..., Sam]", import_module(f"{_ENTERED}.build_sam")._build_sam)
-
-
 class _Unfilled(TorchFunctionMode):
-    """New modules keep whatever their memory holds, which is not even touched.
+    """New modules mostly keep whatever their memory holds, and no random numbers are drawn.
 
     torch's meta device, made for this, loads torch's compiler for some of the numbers. Loading that
     took longer than loading a small network.
@@ -148,14 +128,14 @@ class _Unfilled(TorchFunctionMode):
         kwargs = kwargs or {}
         if getattr(func, "__module__", None) == nn.init.__name__:
             return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
+        return (torch.empty if func is torch.randn else func)(*args, **kwargs)
 
 
 def _empty(info: ModelInfo) -> Sam:
-    """The model with no weights in its memory."""
+    """The model without weights, in memory that is hardly touched."""
     sizes = info.vit or _PLACEHOLDER
-    with _Unfilled():
-        sam = _official_builder()(
+    with torch.device("cpu"), _Unfilled():
+        sam = _build_sam(
             encoder_embed_dim=sizes.embed_dim,
             encoder_depth=sizes.depth,
             encoder_num_heads=sizes.heads,

@@ -110,7 +110,8 @@ def _labels(asked: Tensor, cells: Tensor, counts: Tensor, at_once: int) -> Tenso
     buffer = asked.new_empty(at_once, cells.shape[1])
     labels = []
     for chunk in torch.split(asked, at_once):
-        # With the column of ones: sharpness x (cosine - 1), so no weight is above 1.
+        # With the column of ones: sharpness x (cosine - 1), so no weight is above 1, but for
+        # rounding.
         weights = torch.mm(chunk, cells, out=buffer).exp2_()
         of_object, of_all = F.linear(counts, weights).float()
         labels.append(2 * of_object / of_all - 1)

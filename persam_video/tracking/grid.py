@@ -54,7 +54,7 @@ def cells_of(length: float, embedding: Embedding, stride: int) -> int:
 
 
 def cells_in(place: Tensor) -> Tensor:
-    """(h, w) bool on the processor -> (n,) indices of the cells in it, row after row."""
+    """Bool of any shape, on the processor -> (n,) indices of the cells in it, row after row."""
     return torch.from_numpy(np.flatnonzero(place.numpy()))
 
 

@@ -77,7 +77,10 @@ class TrackedObject:
         self.likeness += _LIKENESS_RATE * (max(value, 0.1) - self.likeness)
 
     def expected_logits(self) -> Tensor:
-        """(4h, 4w) the last mask believed in, moved to where it should be in the coming frame."""
+        """(4h, 4w) the last mask believed in, moved to where it should be in the coming frame.
+
+        It is kept for those who ask again, and not to be changed.
+        """
         return self.motion.moved(self.logits, min(self.frames_lost, _MOST_FRAMES) + 1)
 
     def lose(self) -> None:
