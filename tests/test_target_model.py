@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from composed import every_cell
@@ -21,13 +22,13 @@ from persam_video.tracking.cell_scores import cell_scores
 from persam_video.tracking.features import (
     FeatureSpace,
     FrameFeatures,
-    Sums,
     filled_up,
     grid_size,
     grid_stride,
 )
 from persam_video.tracking.grid import cells_in, cells_of, rectangle_of
 from persam_video.tracking.lesson import Lesson
+from persam_video.tracking.sums import Sums
 from persam_video.tracking.target_model import TargetModel
 from persam_video.types import Embedding
 
@@ -464,7 +465,7 @@ def test_prior_both_halves_tell_the_object_of_a_real_frame(
 
 
 def test_rectangle_of_a_place_and_of_nothing() -> None:
-    place = torch.zeros(7, 9, dtype=torch.bool)
+    place = np.zeros((7, 9), np.bool_)
     assert place[rectangle_of(place)].shape == (0, 0)
     place[2, 3], place[4, 8] = True, True
     assert rectangle_of(place) == (slice(2, 5), slice(3, 9))

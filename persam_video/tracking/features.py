@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 from persam_video.config import TrackConfig
+from persam_video.tracking.sums import Sums, gram
 from persam_video.types import Embedding
 
 _LOOKS = 48
@@ -68,54 +69,6 @@ def _edges(embedding: Embedding, stride: int) -> tuple[int, int, int, int]:
         min(bottom, (cells.top + cells.height) // stride),
         min(right, (cells.left + cells.width) // stride),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Sums:
-    """Sums over cells, which serve every object.
-
-    Attributes:
-        gram: (C, C) float32, sum of f f^T.
-        total: (C,) float32, sum of f.
-        count: Number of cells.
-    """
-
-    gram: Tensor
-    total: Tensor
-    count: float
-
-    @classmethod
-    def over(cls, cells: Tensor, counts: Tensor | None = None) -> Sums:
-        """Of (n, C) features, which count once or (n,) times."""
-        if counts is None:
-            return cls(_gram(cells, cells), cells.sum(dim=0), len(cells))
-        count, counts = float(counts.sum()), counts.to(cells.device)
-        return cls(_gram(cells * counts[:, None], cells), counts @ cells, count)
-
-    def times(self, weight: float) -> Sums:
-        """Each of the cells counts so many times."""
-        return Sums(weight * self.gram, weight * self.total, weight * self.count)
-
-    def __add__(self, other: Sums) -> Sums:
-        """Over the cells of both."""
-        return Sums(self.gram + other.gram, self.total + other.total, self.count + other.count)
-
-    def __sub__(self, other: Sums) -> Sums:
-        """Without the cells of another, which are among these."""
-        return Sums(self.gram - other.gram, self.total - other.total, self.count - other.count)
-
-
-def _gram(weighted: Tensor, cells: Tensor) -> Tensor:
-    """``weighted.T @ cells``, (C, C) and symmetric, so that a quarter of it need not be made.
-
-    A GPU would wait longer to be asked for the parts than it takes for all.
-    """
-    if cells.device.type != "cpu":
-        return weighted.T @ cells
-    half = cells.shape[1] // 2
-    upper = weighted[:, :half].T @ cells
-    right = weighted[:, half:].T @ cells[:, half:]
-    return torch.cat([upper, torch.cat([upper[:, half:].T, right], dim=1)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +251,7 @@ class FeatureSpace:
             unit = F.normalize((m - means[-1]) / deviations[-1], dim=2)
             cells.append(_enlarged(unit, coarser // stride, size_hw))
         flat = torch.cat(cells, dim=2).flatten(0, 1)
-        axes = torch.linalg.eigh(_gram(flat, flat))[1].flip(1)[:, :components].T
+        axes = torch.linalg.eigh(gram(flat, flat))[1].flip(1)[:, :components].T
         axes = torch.cat([axes, torch.zeros_like(axes[:1])])
         parts = torch.split(axes, [len(mean) for mean in means], dim=1)
         own = zip(means, deviations, parts, strict=True)

@@ -10,7 +10,7 @@ from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 from persam_video.sam.decoder import to_square
 from persam_video.tracking.features import grid_slices
-from persam_video.types import Embedding
+from persam_video.types import BoolArray, Embedding
 
 
 def on_grid(square: Tensor, embedding: Embedding, stride: int) -> Tensor:
@@ -64,16 +64,16 @@ def region_around(mask: Tensor, padding: int) -> Tensor:
     if not inside.any():
         inside = mask >= mask.max()
     region = torch.zeros_like(inside)
-    rows, columns = rectangle_of(inside)
+    rows, columns = rectangle_of(inside.numpy())
     top, left = max(0, rows.start - padding), max(0, columns.start - padding)
     region[top : rows.stop + padding, left : columns.stop + padding] = True
     return region
 
 
-def rectangle_of(place: Tensor) -> tuple[slice, slice]:
-    """Rows and columns from the first to the last with anything of a (h, w) bool place.
+def rectangle_of(place: BoolArray) -> tuple[slice, slice]:
+    """Rows and columns from the first to the last with anything of a (h, w) place.
 
     Of an empty one both are empty.
     """
-    left, top, width, height = cv2.boundingRect(place.numpy().view(np.uint8))
+    left, top, width, height = cv2.boundingRect(place.view(np.uint8))
     return slice(top, top + height), slice(left, left + width)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
-from persam_video.tracking.features import FrameFeatures, Sums
+from persam_video.tracking.features import FrameFeatures
 from persam_video.tracking.grid import cells_in, rectangle_of
+from persam_video.tracking.sums import Sums
 
 _TOUCHED = 0.05
 """Share of a cell from which on some of the object is in it."""
@@ -150,7 +151,7 @@ def _summed(features: Tensor, counts: Tensor, some: Tensor) -> Sums:
 
 def _chosen(mask: Tensor, region: Tensor, step: int) -> tuple[Tensor, Tensor]:
     """Cells of a region: (M,) indices, and for how many each counts."""
-    place = rectangle_of(region)
+    place = rectangle_of(region.numpy())
     # Of an object smaller than a cell its fullest cells count as touched.
     least = (mask[place].max() / 2).clamp_max(_TOUCHED)
     touched = (mask[place] > least).float()[None, None]

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from persam_video.tracking.grid import rectangle_of
+
 _SMOOTHING = 0.5  # share of the newest displacement in the velocity
 
 
@@ -60,9 +62,9 @@ class Motion:
 
 def _centre(logits: Tensor) -> tuple[float, float] | None:
     """Mean row and column of the mask, or None when it is empty."""
-    mask = (logits > 0).numpy().view(np.uint8)
-    left, top, width, height = cv2.boundingRect(mask)
-    sums = cv2.moments(mask[top : top + height, left : left + width], binaryImage=True)
+    mask = (logits > 0).numpy()
+    rows, columns = rectangle_of(mask)
+    sums = cv2.moments(mask[rows, columns].view(np.uint8), binaryImage=True)
     if not sums["m00"]:
         return None
-    return top + sums["m01"] / sums["m00"], left + sums["m10"] / sums["m00"]
+    return rows.start + sums["m01"] / sums["m00"], columns.start + sums["m10"] / sums["m00"]

@@ -15,6 +15,7 @@ from torch import Tensor
 from persam_video.config import TrackConfig
 from persam_video.personalize.target import Target
 from persam_video.tracking.appearance_memory import AppearanceMemory
+from persam_video.tracking.grid import rectangle_of
 from persam_video.tracking.motion import Motion
 from persam_video.tracking.target_model import TargetModel
 from persam_video.types import BoolArray, Float32Array, ObjectState
@@ -163,7 +164,7 @@ def without_strays(
         if obj.frames_lost > 0 or not masks[i].any():
             continue
         # All is done where the object is, or should be: it is mostly a small part of the picture.
-        around = _rectangle(masks[i] | places[i])
+        around = rectangle_of(masks[i] | places[i])
         (parts, count), place = _parts(masks[i][around]), places[i][around]
         strays = np.zeros(parts.shape, np.bool_)
         if still is not None:
@@ -183,12 +184,6 @@ def without_strays(
         if strays.any():
             kept[(i, *around)][torch.from_numpy(strays)] = logits[i].min()
     return kept
-
-
-def _rectangle(mask: BoolArray) -> tuple[slice, slice]:
-    """Rows and columns from the first to the last with anything of a (H, W) mask."""
-    left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
-    return slice(top, top + height), slice(left, left + width)
 
 
 def _edges(around: tuple[slice, slice], picture_hw: tuple[int, int]) -> list[tuple[slice, slice]]:

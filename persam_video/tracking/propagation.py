@@ -22,7 +22,7 @@ from persam_video.tracking.aggregation import moved_objects
 from persam_video.tracking.appearance_memory import AppearanceMemory
 from persam_video.tracking.background import Change
 from persam_video.tracking.cell_scores import cell_scores
-from persam_video.tracking.features import FeatureSpace, FrameFeatures, Sums, grid_stride
+from persam_video.tracking.features import FeatureSpace, FrameFeatures, grid_stride
 from persam_video.tracking.grid import (
     cells_in,
     cells_of,
@@ -36,6 +36,7 @@ from persam_video.tracking.objects import TrackedObject
 from persam_video.tracking.persam import PersamMethod, relative_likeness, remember_likeness
 from persam_video.tracking.sharpening import sharpened
 from persam_video.tracking.side_by_side import small_steps, spread
+from persam_video.tracking.sums import Sums
 from persam_video.tracking.target_model import TargetModel
 from persam_video.types import Embedding, ObjectState
 
@@ -376,7 +377,7 @@ def _certainty(logits: Tensor) -> Tensor:
     """Mean certainty of N masks over their own pixels: (N, h, w) -> (N,) in [0, 1], 0 if empty."""
     means = []
     for mask in logits:
-        near = mask[rectangle_of(mask > 0)]
+        near = mask[rectangle_of((mask > 0).numpy())]
         inside = near > 0
         means.append((2 * near[inside].sigmoid() - 1).sum() / inside.sum().clamp_min(1))
     return torch.stack(means)
