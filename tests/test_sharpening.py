@@ -70,10 +70,10 @@ def test_sam_takes_nothing_away_where_something_has_come() -> None:
 def test_each_object_is_sharpened_in_its_window_and_is_nowhere_else() -> None:
     """Two objects with windows of two sizes, in a picture whose lower edge cuts the second."""
     prior = torch.full((2, 128, 128), -4.0)
-    prior[0, 4:16, 4:16] = prior[1, 40:72, 80:120] = 4.0
+    prior[0, 4:16, 4:16] = prior[1, 40:72, 60:120] = 4.0
     masks = 1.5 * prior
-    masks[0, 4:16, 14:18], masks[1, 40:72, 76:80] = -6.0, 6.0
-    masks[0, 4:16, 100:] = 6.0  # outside its window
+    masks[0, 4:16, 14:18], masks[1, 40:72, 56:60] = -6.0, 6.0
+    masks[0, 4:16, 112:] = 6.0  # outside its window
     decoder = FixedDecoder(*masks)
 
     blend = sharpened(
@@ -86,7 +86,7 @@ def test_each_object_is_sharpened_in_its_window_and_is_nowhere_else() -> None:
 
     assert decoder.calls == [1, 1]
     expected = masks[:, :72] > 0
-    expected[0, :, 100:] = False
+    expected[0, :, 112:] = False
     assert torch.equal(blend[:, :72] > 0, expected)
     assert torch.equal(blend[:, 72], blend[:, 71])  # for those who enlarge it
     assert (blend[:, 73:] < 0).all()

@@ -31,10 +31,10 @@ _ROUND = 256
 def filled_up(rows: int) -> int:
     """So many rows at least, as products in bfloat16 have them.
 
-    oneDNN makes a product of a new shape ready first, and keeps it. So there are few: multiples of
-    256 up to 4096, and eight per doubling above.
+    oneDNN makes a product of a new shape ready first, and keeps it, half a megabyte. So there are
+    few: multiples of 256 up to 2048, and four per doubling above.
     """
-    step = max(_ROUND, 1 << max(0, rows.bit_length() - 4))
+    step = max(_ROUND, 1 << max(0, rows.bit_length() - 3))
     return -(-rows // step) * step
 
 

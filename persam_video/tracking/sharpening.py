@@ -22,9 +22,9 @@ from persam_video.types import Candidates, Embedding, Window
 
 _BELIEF = 0.3
 """Weight of SAM's predicted IoU against the agreement with the prior."""
-_MARGIN = 8
-"""Cells of the embedding around the prior's box that SAM's decoder sees; with more of them the
-masks are about the same, with 4 thin parts are lost."""
+_MARGIN = 7
+"""Cells of the embedding around the prior's box that SAM's decoder sees, at least; with more of
+them the masks are about the same, with 4 thin parts are lost."""
 _WHOLE = 0.25, 1.3
 """Areas of an object that it may have when it comes back."""
 _INSIDE = 0.9
@@ -32,8 +32,10 @@ _INSIDE = 0.9
 _MANY_CELLS = 4096
 """Cells of all objects decoded at once for which two threads take as long as one; fewer of them are
 decoded faster by one, ten objects with 8000 by two."""
-_STEP = 8
-"""Sizes of windows are multiples of this, so that objects of about one size are one batch."""
+_STEP = 14
+"""Sizes of windows are multiples of this, as those of the parts that frames are encoded in: objects
+of about one size are one batch, and oneDNN, which keeps half a megabyte for every matrix product of
+another size, has few of them to keep."""
 
 
 def sharpened(
