@@ -66,7 +66,10 @@ class SourceConfig(_Checked):
     """Which frames are read, and how large."""
 
     backend: str = setting(
-        "pyav", "decoder of video files; never swapped silently", choices=("pyav", "decord")
+        "pyav",
+        "decoder of videos; cuda = PyAV with the decoders of an NVIDIA GPU, decord for files only; "
+        "never swapped silently",
+        choices=("pyav", "cuda", "decord"),
     )
     start: int = setting(0, "index of the first frame to read", low=0)
     end: int | None = setting(None, "index of the first frame not to read", low=1)

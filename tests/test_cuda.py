@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from segment_anything.build_sam import _build_sam
+from source_clips import Clip, assert_shows, write_video
 from torch import Tensor
 
 import persam_video as pv
@@ -119,6 +120,23 @@ def test_clicks_and_a_photo_find_the_objects(vit_t_weights: Path) -> None:
 
 
 @pytest.mark.needs_weights
+@pytest.mark.parametrize("rotation", [0, 90])
+def test_a_video_is_decoded_on_the_gpu_as_on_the_processor(tmp_path: Path, rotation: int) -> None:
+    clip = Clip(size_hw=(144, 256), rotation=rotation)
+    path = write_video(tmp_path / "clip.mp4", clip)
+    with (
+        pv.open_source(path, pv.SourceConfig(backend="cuda")) as on_gpu,
+        pv.open_source(path) as on_processor,
+    ):
+        assert on_gpu.info.backend == "cuda" and on_gpu.info.frame_count == clip.count
+        for got, expected in zip(on_gpu, on_processor, strict=True):
+            assert got.time_s == expected.time_s
+            assert_shows(got, expected.index, clip)
+            # The pictures are the same; their colours are made from another pixel format.
+            difference = got.image_rgb.astype(int) - expected.image_rgb
+            assert np.abs(difference).mean() < 2
+
+
 def test_what_is_made_of_a_frame_ahead_is_used_once(
     vit_t_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ import av
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from source_clips import (
     RATE,
@@ -83,6 +84,23 @@ def test_open_source_empty_window_is_a_configuration_error(tmp_path: Path) -> No
 def test_open_source_decord_for_a_stream_is_refused_not_replaced(spec: str) -> None:
     with pytest.raises(ConfigError, match="decord reads video files only"):
         open_source(spec, DECORD)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_open_source_cuda_without_a_gpu_says_so(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "clip.mp4", Clip(count=2))
+    error = refusal(path, SourceConfig(backend="cuda"))
+    assert "needs an NVIDIA GPU" in str(error) and error.path == str(path)
+
+
+def test_open_source_cuda_of_a_codec_that_no_gpu_decodes_is_refused_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What PyAV does with such a codec: it opens its software decoder.
+    monkeypatch.setattr(container, "_gpu_decoder", lambda spec: None)
+    path = write_video(tmp_path / "clip.mp4", Clip(count=2))
+    error = refusal(path, SourceConfig(backend="cuda"))
+    assert "the GPU's decoder knows no h264" in str(error)
 
 
 def test_open_source_backend_decord_leaves_images_alone(tmp_path: Path) -> None:

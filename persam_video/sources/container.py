@@ -1,4 +1,4 @@
-"""Video containers through PyAV: files, network streams, and pipes."""
+"""Video containers through PyAV: files, network streams, and pipes; decoded on the GPU if asked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from typing import Any, BinaryIO
 
 import av
 import numpy as np
+from av.codec import Codec
 from av.codec.context import ThreadType
+from av.codec.hwaccel import HWAccel
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Disposition
@@ -44,22 +46,24 @@ _OPTIONS = {
 _log = logging.getLogger(__name__)
 
 
-def open_file(path: Path) -> ContainerReader:
+def open_file(path: Path, backend: str = "pyav") -> ContainerReader:
     """A video file. Raises SourceError."""
     # "file:" keeps FFmpeg from taking a colon in the name for a protocol.
-    return ContainerReader(_open(f"file:{path}", str(path)), str(path))
+    container = _open(f"file:{path}", str(path), backend)
+    return ContainerReader(container, str(path), backend)
 
 
-def open_url(url: str) -> ContainerReader:
+def open_url(url: str, backend: str = "pyav") -> ContainerReader:
     """A network stream; http is read like a file, the rest as live. Raises SourceError."""
     scheme = url.partition("://")[0].lower()
-    container = _open(url, url, options=_OPTIONS.get(scheme, {}), timeout=_TIMEOUT_S)
-    return ContainerReader(container, url, live=scheme in _LIVE_SCHEMES)
+    options = _OPTIONS.get(scheme, {})
+    container = _open(url, url, backend, options=options, timeout=_TIMEOUT_S)
+    return ContainerReader(container, url, backend, live=scheme in _LIVE_SCHEMES)
 
 
-def open_pipe() -> ContainerReader:
+def open_pipe(backend: str = "pyav") -> ContainerReader:
     """A video on standard input. Raises SourceError."""
-    return ContainerReader(_open(_Pipe(standard_input("-")), "-"), "-")
+    return ContainerReader(_open(_Pipe(standard_input("-")), "-", backend), "-", backend)
 
 
 class ContainerReader:
@@ -71,6 +75,7 @@ class ContainerReader:
     Args:
         container: Opened by one of the functions above; closed by this object.
         spec: What the user wrote.
+        backend: "pyav", or "cuda" for a container that was opened to be decoded on the GPU.
         live: Whether the stream is live.
 
     Attributes:
@@ -78,17 +83,27 @@ class ContainerReader:
         is_mirrored: Whether the container asks for a mirrored picture.
     """
 
-    def __init__(self, container: InputContainer, spec: str, *, live: bool = False) -> None:
+    def __init__(
+        self, container: InputContainer, spec: str, backend: str = "pyav", *, live: bool = False
+    ) -> None:
         self._container, self._spec, self._live = container, spec, live
+        self._backend = backend
         self._reformatter = VideoReformatter()
         self._decoded = 0
         try:
             self._stream = _video_stream(container, spec)
+            codec = self._stream.codec_context
+            if backend == "cuda" and not codec.is_hwaccel:
+                raise SourceError(
+                    f"the GPU's decoder knows no {codec.name}; use the pyav backend", path=spec
+                )
             # MPEG-TS flags the last packet before every splice, whole as it is.
             spliced = container.format.name in ("mpegts", "hls")
             self._trusts_packet_flags = not (live or spliced)
-            # Frame threads also make FFmpeg flag damaged frames, but hold several frames back.
-            self._stream.thread_type = ThreadType.SLICE if live else ThreadType.AUTO
+            # Frame threads also make FFmpeg flag damaged frames, but hold several frames back; a
+            # GPU's decoder gains nothing by them, and its pictures are few.
+            by_slices = live or backend == "cuda"
+            self._stream.thread_type = ThreadType.SLICE if by_slices else ThreadType.AUTO
             self._frames = self._decode()
             first = next(self._frames, None)
             if first is None:
@@ -135,7 +150,7 @@ class ContainerReader:
             size_hw=(width, height) if transposed else (height, width),
             rate=stream.average_rate or stream.guessed_rate or None,
             frame_count=None if self._live else _announced_count(self._container, stream),
-            backend="pyav",
+            backend=self._backend,
             has_audio=bool(self._container.streams.audio),
         )
 
@@ -243,7 +258,7 @@ def packet_times_s(path: Path) -> list[float]:
     Raises:
         SourceError: The file cannot be read to its end.
     """
-    with _open(f"file:{path}", str(path)) as container:
+    with _open(f"file:{path}", str(path), "pyav") as container:
         stream = _video_stream(container, str(path))
         try:
             ticks = [
@@ -261,7 +276,9 @@ def error_text(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def _open(file: str | _Pipe, spec: str, **arguments: Any) -> InputContainer:
+def _open(file: str | _Pipe, spec: str, backend: str, **arguments: Any) -> InputContainer:
+    if backend == "cuda":
+        arguments["hwaccel"] = _gpu_decoder(spec)
     try:
         # metadata_errors: a title in a strange encoding is no reason to refuse the pictures.
         container: InputContainer = av.open(file, mode="r", metadata_errors="replace", **arguments)
@@ -273,6 +290,20 @@ def _open(file: str | _Pipe, spec: str, **arguments: Any) -> InputContainer:
             f"{spec!r} cannot be opened as a video: {error_text(error)}{hint}", path=spec
         ) from error
     return container
+
+
+def _gpu_decoder(spec: str) -> HWAccel:
+    """FFmpeg's decoders on an NVIDIA GPU. Raises SourceError where there is none."""
+    decoder = HWAccel("cuda", allow_software_fallback=False)
+    try:
+        decoder.create(Codec("h264", "r"))
+    except (*LIBRARY_ERRORS, NotImplementedError) as error:
+        raise SourceError(
+            f"nothing can be decoded on a GPU here: {error_text(error)}; the cuda backend needs an "
+            "NVIDIA GPU and its driver; use the pyav backend",
+            path=spec,
+        ) from error
+    return decoder
 
 
 def _video_stream(container: InputContainer, spec: str) -> VideoStream:

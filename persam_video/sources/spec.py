@@ -29,7 +29,7 @@ def open_source(spec: str | Path, config: SourceConfig | None = None) -> Source:
     folder                     its jpg, jpeg, png, webp and bmp images in natural order, all of one
                                size; 24 frames per second are taken, as images carry no time
     image file                 a clip of one frame
-    video file                 with PyAV, or with decord when ``config.backend`` says so
+    video file                 with PyAV, or as ``config.backend`` says
     ``camera:N``               camera N of this machine, through OpenCV
     ``rtsp://`` ``rtmp://``    a network stream, through PyAV; 10 seconds without data are an
     ``http://`` ``udp://`` ... error
@@ -68,14 +68,14 @@ def _open_reader(spec: str | Path, config: SourceConfig) -> Reader:
     if spec.startswith("raw:"):
         return RawReader(spec)
     if spec == "-":
-        _check_pyav(spec, config)
-        return open_pipe()
+        _check_streams(spec, config)
+        return open_pipe(config.backend)
     scheme, found, _ = spec.partition("://")
     if found:
         if scheme.lower() not in NETWORK_SCHEMES:
             raise SourceError(f"{spec!r} is no source: unknown address {scheme}://; {_LEGAL}")
-        _check_pyav(spec, config)
-        return open_url(spec)
+        _check_streams(spec, config)
+        return open_url(spec, config.backend)
     if not spec:
         raise SourceError(f"the source is empty text; {_LEGAL}")
     return _open_path(Path(spec), config)
@@ -90,11 +90,9 @@ def _open_path(path: Path, config: SourceConfig) -> Reader:
         raise SourceError(f"cannot open {str(path)!r}: {reason}; {_LEGAL}", path=path) from error
     if is_folder or path.suffix.lower() in IMAGE_SUFFIXES:
         return ImageReader(path)
-    return DecordReader(path) if config.backend == "decord" else open_file(path)
+    return DecordReader(path) if config.backend == "decord" else open_file(path, config.backend)
 
 
-def _check_pyav(spec: str, config: SourceConfig) -> None:
-    if config.backend != "pyav":
-        raise ConfigError(
-            f"backend {config.backend} reads video files only, got {spec!r}; legal here: pyav"
-        )
+def _check_streams(spec: str, config: SourceConfig) -> None:
+    if config.backend == "decord":
+        raise ConfigError(f"decord reads video files only, got {spec!r}; legal here: pyav, cuda")
