@@ -43,8 +43,8 @@ from persam_video.sam.decoder import (
     Guidance,
     PromptBatch,
     SamDecoder,
-    upscale_logits,
 )
+from persam_video.sam.enlarging import upscale_logits
 from persam_video.sam.models import load_sam
 from persam_video.types import BoolArray, Candidates, Embedding, Prompt
 

@@ -30,8 +30,8 @@ from persam_video.sam.decoder import (
     Guidance,
     PromptBatch,
     SamDecoder,
-    upscale_logits,
 )
+from persam_video.sam.enlarging import upscale_logits
 from persam_video.sam.image_encoder import SamImageEncoder
 from persam_video.sam.models import load_sam, resolve_input_size
 from persam_video.sam.registry import MODELS, VitSizes

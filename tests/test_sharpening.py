@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from persam_video.config import EncoderConfig, TrackConfig
-from persam_video.sam.decoder import PromptBatch, SamDecoder, upscale_inside, upscale_logits
+from persam_video.sam.decoder import PromptBatch, SamDecoder
+from persam_video.sam.enlarging import upscale_inside, upscale_logits
 from persam_video.sam.models import load_sam
 from persam_video.tracking.sharpening import _windows_around, sharpened
 from persam_video.types import Candidates, Embedding, UInt8Array, Window

@@ -553,6 +553,23 @@ def test_strays_part_away_from_the_object_is_left_to_the_one_that_is_lost_or_unc
     assert torch.equal(without_strays(split[None], [seen], (20, 30))[0], split)
 
 
+def test_strays_object_that_was_seen_in_two_parts_keeps_the_smaller_one() -> None:
+    """dogs-jump: the person's head and feet, beside a dog that she was mixed up with."""
+    before = torch.full((20, 30), -4.0)
+    before[2:8, 4:12] = before[12:14, 4:12] = 4.0
+    before[17, 4] = 4.0  # a scrap
+    now = before.clone()
+    now[16:19, 4:7] = 4.0
+    whole = before.clone()
+    whole[17, 4] = -4.0
+    unsure = some_object(2, torch.full((20, 30), -4.0))
+    unsure.state = ObjectState.UNCERTAIN
+    claimed = torch.stack([now, unsure.logits])
+    assert torch.equal(
+        without_strays(claimed, [some_object(1, before), unsure], (20, 30))[0], whole
+    )
+
+
 @pytest.mark.parametrize(
     ("rows", "columns", "kept"),
     [

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from persam_video.personalize.cascade import boxes_of_logits
 from persam_video.personalize.target import grid_coverage
-from persam_video.sam.decoder import PromptBatch, SamDecoder, upscale_logits
+from persam_video.sam.decoder import PromptBatch, SamDecoder
+from persam_video.sam.enlarging import upscale_logits
 from persam_video.types import BoolArray, Embedding, UInt8Array
 
 ORACLES = ("oracle_grid", "oracle_box", "oracle_mask", "oracle_mask_best")

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from persam_video.errors import PromptError
 from persam_video.geometry import box_to_sam, scale_box, scale_points
-from persam_video.sam.decoder import PromptBatch, SamDecoder, upscale_logits
+from persam_video.sam.decoder import PromptBatch, SamDecoder
+from persam_video.sam.enlarging import upscale_logits
 from persam_video.types import Embedding, Prompt, UInt8Array, check_object_id
 
 _STABILITY_OFFSET = 1.0

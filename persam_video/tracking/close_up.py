@@ -18,7 +18,8 @@ from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 from persam_video.config import TrackConfig
 from persam_video.geometry import mask_to_box, window_around
-from persam_video.sam.decoder import SamDecoder, upscale_logits
+from persam_video.sam.decoder import SamDecoder
+from persam_video.sam.enlarging import upscale_logits
 from persam_video.sam.image_encoder import Encoder
 from persam_video.tracking.aggregation import moved_objects, soft_aggregate
 from persam_video.tracking.appearance_memory import AppearanceMemory

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
-from persam_video.sam.decoder import to_square
+from persam_video.sam.enlarging import to_square
 from persam_video.tracking.features import grid_slices
 from persam_video.types import BoolArray, Embedding
 

@@ -28,6 +28,7 @@ _AREA_DECAY = 0.95
 _SCRAP = 0.1  # areas of the object that it has at least where it is not expected
 _EDGE = 2  # cells beside the picture's edge that are at it
 _EMPTY = -0.5  # mean vote of the background from which on a part is a place where nothing is
+_MAIN = 0.25  # of its largest part, what another part of an object has that is no scrap
 _STRAY = 0.02  # an object that moves smoothly overlaps its own expected place by more
 
 
@@ -135,8 +136,8 @@ def without_strays(
 
     What is away from an object's place is not of it (``_away``): it has just come into the picture.
     A part that looks as the background did there is none (the object has left it behind).
-    Of the parts in another object's place only those are kept that are not away from the largest
-    part of its own. While one object is lost or uncertain, another one that looks like it would
+    Of the parts in another object's place only those are kept that are not away from the main parts
+    of its own. While one object is lost or uncertain, another one that looks like it would
     take it over; and an object that more than doubles from one frame to the next has rather been
     joined by something else. Its mask may not have parts then that do not touch where the object
     itself is expected.
@@ -171,7 +172,7 @@ def without_strays(
             strays |= _nothing_there(parts, still[around])
         if count > 1:  # a single part is in its place, or the object has jumped
             edges = _edges(around, picture_hw)
-            main, hidden = _largest_part(place), _hidden(obj, place)
+            main, hidden = _main_parts(place), _hidden(obj, place)
             strays |= _away(parts, place, hidden, edges)
             theirs = parts[occupied[around] > place]  # in the place of another one
             if theirs.any():
@@ -248,6 +249,15 @@ def _largest_part(mask: BoolArray) -> BoolArray:
     sizes[0] = 0
     largest: BoolArray = (parts == sizes.argmax()) & (parts > 0)
     return largest
+
+
+def _main_parts(mask: BoolArray) -> BoolArray:
+    """(H, W) bool, a mask without scraps: what is partly hidden can be seen in two parts."""
+    parts, _ = _parts(mask)
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    main: BoolArray = (sizes > _MAIN * sizes.max())[parts] & (parts > 0)
+    return main
 
 
 def _parts(mask: BoolArray) -> tuple[NDArray[Any], int]:

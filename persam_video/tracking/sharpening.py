@@ -14,9 +14,9 @@ from persam_video.sam.decoder import (
     SamDecoder,
     cells_of_picture,
     cut,
-    to_square,
     window_seen,
 )
+from persam_video.sam.enlarging import to_square
 from persam_video.tracking.side_by_side import large_step
 from persam_video.types import Candidates, Embedding, Window
 

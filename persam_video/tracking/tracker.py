@@ -17,7 +17,8 @@ from persam_video.errors import PersamError, PromptError
 from persam_video.personalize.prompted import masks_from_prompts
 from persam_video.personalize.target import grid_coverage, make_target
 from persam_video.references.masks import check_mask_size
-from persam_video.sam.decoder import SamDecoder, upscale_inside, upscale_logits
+from persam_video.sam.decoder import SamDecoder
+from persam_video.sam.enlarging import upscale_inside, upscale_logits
 from persam_video.sam.image_encoder import (
     Encoder,
     PaddingEncoder,
