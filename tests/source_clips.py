@@ -77,12 +77,13 @@ def write_video(
     options: dict[str, str] | None = None,
     codec_options: dict[str, str] | None = None,
     sound: bool = False,
+    pixels: str = "",
 ) -> Path:
     """Write the clip with a key frame every four frames; the mp4's index stands in front."""
     is_grey_or_alpha = clip.mode != "RGB"
     codec = codec or ("png" if is_grey_or_alpha else "libx264")
-    pixels = {"L": "gray", "RGBA": "rgba"}.get(clip.mode, "yuv444p")
-    pixels = "yuv420p" if codec not in ("libx264", "png") else pixels
+    usual = {"L": "gray", "RGBA": "rgba"}.get(clip.mode, "yuv444p")
+    pixels = pixels or (usual if codec in ("libx264", "png") else "yuv420p")
     mux = {"movflags": "faststart"} if path.suffix in (".mp4", ".mov") else {}
     with av.open(str(path), "w", options=mux | (options or {})) as container:
         stream = container.add_stream(

@@ -135,17 +135,25 @@ def test_sam_is_not_asked_for_an_object_of_which_nothing_is_seen() -> None:
     assert not decoder.calls and (blend < 0).all()
 
 
-@pytest.mark.parametrize(("height", "width"), [(256, 256), (144, 256), (256, 100)])
+@pytest.mark.parametrize(("height", "width"), [(1024, 1024), (576, 1024), (1024, 720)])
 def test_windows_lie_in_the_picture_and_hold_their_boxes(height: int, width: int) -> None:
     boxes = torch.tensor(
-        [[0.0, 0, 10, 10], [width - 5, height - 3, width - 1, height - 1], [40, 60, 80, 130]]
+        [
+            [0.0, 0, 10, 10],
+            [width - 5, height - 3, width - 1, height - 1],
+            [40, 60, 80, 130],
+            [180, 250, 220, 330],
+        ]
     )
-    windows = _windows_around(boxes, embedding_of(height, width))
+    rows, columns = -(-height // 16), -(-width // 16)
+    windows = _windows_around(boxes, embedding_of(height, width, 1024))
+    assert any(window.width < columns and window.height < rows for window in windows)
     for window, (x1, y1, x2, y2) in zip(windows, (boxes / 16).long().tolist(), strict=True):
-        assert window.width % 8 == 0 or window.width == -(-width // 16)
-        assert window.height % 8 == 0 or window.height == -(-height // 16)
-        assert 0 <= window.left <= x1 <= x2 < window.left + window.width <= -(-width // 16)
-        assert 0 <= window.top <= y1 <= y2 < window.top + window.height <= -(-height // 16)
+        right, bottom = window.left + window.width, window.top + window.height
+        assert window.width % 14 == 0 or window.width == columns
+        assert window.height % 14 == 0 or window.height == rows
+        assert 0 <= window.left <= max(0, x1 - 7) and min(columns, x2 + 8) <= right <= columns
+        assert 0 <= window.top <= max(0, y1 - 7) and min(rows, y2 + 8) <= bottom <= rows
 
 
 @pytest.mark.parametrize("source_hw", [(480, 854), (72, 128), (1080, 1922)], ids=str)

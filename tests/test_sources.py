@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
 import os
 import socket
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -96,11 +98,45 @@ def test_open_source_cuda_without_a_gpu_says_so(tmp_path: Path) -> None:
 def test_open_source_cuda_of_a_codec_that_no_gpu_decodes_is_refused_not_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # What PyAV does with such a codec: it opens its software decoder.
-    monkeypatch.setattr(container, "_gpu_decoder", lambda spec: None)
-    path = write_video(tmp_path / "clip.mp4", Clip(count=2))
+    monkeypatch.setattr(container, "_missing_for_cuda", lambda: None)
+    path = write_video(tmp_path / "clip.mkv", Clip(count=2), codec="ffv1")
     error = refusal(path, SourceConfig(backend="cuda"))
-    assert "the GPU's decoder knows no h264" in str(error)
+    assert "the GPU does not decode this video" in str(error) and error.path == str(path)
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_video_that_the_gpu_refuses_with_its_first_picture_is_an_error(
+    tmp_path: Path, live: bool
+) -> None:
+    """The driver is asked about profile and size no sooner; a live stream would be waited for."""
+
+    class Refused:
+        is_keyframe = True
+
+        def decode(self) -> None:
+            raise av.error.ExternalError(0, "no decoder")
+
+    reader = ContainerReader(
+        av.open(str(write_video(tmp_path / "clip.mp4", Clip()))), "x", live=live
+    )
+    reader._backend, reader._decoded = "cuda", 0
+    with pytest.raises(SourceError, match="the GPU does not decode this video"):
+        next(reader._decode_packet(Refused()))  # type: ignore[arg-type]
+    reader.close()
+
+
+def test_video_that_is_closed_early_is_let_go_of(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "clip.mp4", Clip())
+    reader = container.open_file(path)
+    next(reader.pictures())
+    gone = weakref.ref(reader)
+    reader.close()
+    gc.disable()
+    try:
+        del reader
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_open_source_backend_decord_leaves_images_alone(tmp_path: Path) -> None:

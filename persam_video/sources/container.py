@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -93,10 +93,8 @@ class ContainerReader:
         try:
             self._stream = _video_stream(container, spec)
             codec = self._stream.codec_context
-            if backend == "cuda" and not codec.is_hwaccel:
-                raise SourceError(
-                    f"the GPU's decoder knows no {codec.name}; use the pyav backend", path=spec
-                )
+            if backend == "cuda" and not codec.is_hwaccel:  # another stream is decoded there
+                raise _no_gpu_decoder(spec)
             # MPEG-TS flags the last packet before every splice, whole as it is.
             spliced = container.format.name in ("mpegts", "hls")
             self._trusts_packet_flags = not (live or spliced)
@@ -139,6 +137,7 @@ class ContainerReader:
 
     def close(self) -> None:
         """Close the container; a second call does nothing."""
+        self._frames.close()  # it holds on to this object, and with it to the GPU's decoder
         self._container.close()
 
     def _facts(self, first: VideoFrame) -> VideoInfo:
@@ -154,7 +153,7 @@ class ContainerReader:
             has_audio=bool(self._container.streams.audio),
         )
 
-    def _decode(self) -> Iterator[VideoFrame]:
+    def _decode(self) -> Generator[VideoFrame, None, None]:
         """Frames up to the damage, if there is one; then SourceError."""
         packets = self._container.demux(self._stream)
         waiting: list[int] = []  # heap: pts of packets whose frames have not come out yet
@@ -180,6 +179,9 @@ class ContainerReader:
         try:
             frames = packet.decode()
         except LIBRARY_ERRORS as error:
+            if self._backend == "cuda" and packet.is_keyframe and self._decoded == 0:
+                # The driver is asked about the picture here, and never will decode one.
+                raise _no_gpu_decoder(self._spec) from error
             if not self._live:
                 # What the decoder still holds may refer to the damaged picture: it is not shown.
                 raise self._damage(error_text(error)) from error
@@ -277,12 +279,18 @@ def error_text(error: BaseException) -> str:
 
 
 def _open(file: str | _Pipe, spec: str, backend: str, **arguments: Any) -> InputContainer:
+    errors: tuple[type[Exception], ...] = LIBRARY_ERRORS
     if backend == "cuda":
-        arguments["hwaccel"] = _gpu_decoder(spec)
+        arguments["hwaccel"] = HWAccel("cuda", allow_software_fallback=False)
+        errors = (*errors, RuntimeError)  # when no stream can be decoded there
     try:
         # metadata_errors: a title in a strange encoding is no reason to refuse the pictures.
         container: InputContainer = av.open(file, mode="r", metadata_errors="replace", **arguments)
-    except LIBRARY_ERRORS as error:
+    except errors as error:
+        if backend == "cuda" and (missing := _missing_for_cuda()):
+            raise SourceError(f"{missing}; use the pyav backend", path=spec) from error
+        if isinstance(error, RuntimeError):
+            raise _no_gpu_decoder(spec) from error
         hint = "; is it a video, and whole?" if isinstance(error, av.InvalidDataError) else ""
         if spec == "-":
             hint += " On a pipe an mp4 must have its index in front (faststart)"
@@ -292,18 +300,26 @@ def _open(file: str | _Pipe, spec: str, backend: str, **arguments: Any) -> Input
     return container
 
 
-def _gpu_decoder(spec: str) -> HWAccel:
-    """FFmpeg's decoders on an NVIDIA GPU. Raises SourceError where there is none."""
-    decoder = HWAccel("cuda", allow_software_fallback=False)
+def _missing_for_cuda() -> str | None:
+    """What is missing here for a video to be decoded on an NVIDIA GPU; None = nothing is known."""
     try:
-        decoder.create(Codec("h264", "r"))
-    except (*LIBRARY_ERRORS, NotImplementedError) as error:
-        raise SourceError(
-            f"nothing can be decoded on a GPU here: {error_text(error)}; the cuda backend needs an "
-            "NVIDIA GPU and its driver; use the pyav backend",
-            path=spec,
-        ) from error
-    return decoder
+        HWAccel("cuda").create(Codec("h264", "r"))
+    except NotImplementedError:
+        return (
+            "the cuda backend needs a PyAV that was built with NVIDIA's decoders; this one was not"
+        )
+    except LIBRARY_ERRORS:
+        return "the cuda backend needs an NVIDIA GPU and its driver; none was found"
+    return None
+
+
+def _no_gpu_decoder(spec: str) -> SourceError:
+    return SourceError(
+        "the GPU does not decode this video: its driver lacks the video decoder (libnvcuvid), or "
+        "knows no such codec, profile or size; most have H.264 and HEVC of 4:2:0; use the pyav "
+        "backend",
+        path=spec,
+    )
 
 
 def _video_stream(container: InputContainer, spec: str) -> VideoStream:

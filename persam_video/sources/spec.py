@@ -43,8 +43,9 @@ def open_source(spec: str | Path, config: SourceConfig | None = None) -> Source:
     and container rotation applied), RGB, without alpha; pixels are taken as square. The first
     frame is read here, so that ``info`` is certain and a hopeless input fails at once.
 
-    A damaged video gives the frames before the damage, then SourceError with ``frame_index``. A
-    video that ends cleanly but too early for what its container announces gives a logged warning.
+    A damaged video gives the frames before the damage, then SourceError with ``frame_index``; a
+    GPU's decoder (``cuda``) does not tell of damage inside a picture, though, and shows it. A video
+    that ends cleanly but too early for what its container announces gives a logged warning.
 
     Args:
         spec: What to open.
