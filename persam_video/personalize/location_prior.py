@@ -5,11 +5,13 @@ PerSAM, section 3.2: cosine similarity of the target with every cell of the test
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
-from persam_video.personalize.target import Target, valid_cells
+from persam_video.personalize.target import Look, Target, valid_cells
 from persam_video.sam.decoder import window_seen
 from persam_video.types import Embedding
 
@@ -78,28 +80,58 @@ def cell_centres_xy(grid_rc: Tensor, stride: float) -> Tensor:
     return (grid_rc.flip(-1).float() + 0.5) * stride
 
 
-def likeness(targets: list[Target], logits: Tensor, embedding: Embedding) -> Tensor:
-    """How much the features under each mask resemble its target.
+def likeness(looks: Sequence[Look], logits: Tensor, embedding: Embedding) -> Tensor:
+    """How much the features under each mask resemble a look.
 
     SAM always returns some mask; this is what tells the object from something else.
 
     Args:
-        targets: N targets.
+        looks: N of them, e.g. targets.
         logits: (N, 4h, 4w) float32 masks of the frame, > 0 = object.
         embedding: Of the frame.
 
     Returns:
-        (N,) float32: mean similarity under the mask, on a scale where the object in the reference
+        (N,) float32: mean similarity under the mask, on a scale where the object in the look's own
         picture is at 1 and the rest of that picture at 0; unbounded; 0 for an empty mask.
     """
+    features, coverage = _features_and_coverage(logits, embedding)
+    directions = torch.stack([look.direction for look in looks])
+    similarity = _mean(torch.einsum("nc,chw->nhw", directions, features).cpu(), coverage)
+    low = torch.tensor([look.background_similarity for look in looks])
+    high = torch.tensor([look.self_similarity for look in looks])
+    relative = (similarity - low) / (high - low).clamp_min(1e-3)
+    return torch.where(coverage.sum(dim=(1, 2)) > 0, relative, 0)
+
+
+def renewed(
+    looks: Sequence[Look], logits: Tensor, embedding: Embedding, share: float
+) -> list[Look]:
+    """N looks with some of this frame's in them.
+
+    Args:
+        looks: N of them.
+        logits: (N, 4h, 4w) float32 masks of the frame, > 0 = object; none is empty.
+        embedding: Of the frame.
+        share: Of the frame in the directions; the similarities are those of this frame.
+    """
+    features, coverage = _features_and_coverage(logits, embedding)
+    own = torch.einsum("nhw,chw->nc", coverage.to(features), features)
+    before = torch.stack([look.direction for look in looks])
+    directions = F.normalize(torch.lerp(before, F.normalize(own, dim=1).to(before), share), dim=1)
+    maps = torch.einsum("nc,chw->nhw", directions.to(features), features).cpu()
+    high, low = _mean(maps, coverage), _mean(maps, (coverage == 0).float())
+    scales = zip(directions, high.tolist(), low.tolist(), strict=True)
+    return [Look(*scale) for scale in scales]
+
+
+def _features_and_coverage(logits: Tensor, embedding: Embedding) -> tuple[Tensor, Tensor]:
+    """(C, h, w) unit features of the cells seen, and (N, h, w) how much of each the masks cover."""
     seen = window_seen(embedding)
     features = F.normalize(embedding.neck[(0, slice(None), *seen.slices)], dim=0)
-    directions = torch.stack([t.direction for t in targets])
-    maps = torch.einsum("nc,chw->nhw", directions, features).cpu()
     # The decoder's masks have four cells to one of the embedding's, across.
-    coverage = F.avg_pool2d((logits[(..., *seen.scaled(4).slices)] > 0).float(), 4)
-    area = coverage.sum(dim=(1, 2))
-    similarity = (maps * coverage).sum(dim=(1, 2)) / area.clamp_min(1e-6)
-    low = torch.tensor([t.background_similarity for t in targets])
-    high = torch.tensor([t.self_similarity for t in targets])
-    return torch.where(area > 0, (similarity - low) / (high - low).clamp_min(1e-3), 0)
+    return features, F.avg_pool2d((logits[(..., *seen.scaled(4).slices)] > 0).float(), 4)
+
+
+def _mean(maps: Tensor, weights: Tensor) -> Tensor:
+    """(N,) mean of (N, h, w) maps with (N, h, w) weights."""
+    return (maps * weights).sum(dim=(1, 2)) / weights.sum(dim=(1, 2)).clamp_min(1e-6)

@@ -19,23 +19,33 @@ MAX_LOCAL_FEATURES = 512
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """One object as the frozen encoder sees it; its tensors are on the encoder's device.
+class Look:
+    """What one object looks like to the frozen encoder, on the whole.
+
+    Attributes:
+        direction: (256,) float32, unit length, on the encoder's device; what similarity compares
+            with.
+        self_similarity: Mean cosine of ``direction`` with the object's own cells.
+        background_similarity: Mean cosine with the other cells of its picture. The two are the
+            scale on which a similarity elsewhere is high or low.
+    """
+
+    direction: Tensor
+    self_similarity: float
+    background_similarity: float
+
+
+@dataclass(frozen=True, slots=True)
+class Target(Look):
+    """The object of a reference; the tensors are on the encoder's device.
 
     Attributes:
         local: (L, 256) float32, unit length, one per grid cell under the reference mask, L >= 1.
         embedding: (256,) float32, not normalised; what target-semantic prompting adds.
-        direction: (256,) float32, unit length; what similarity compares with.
-        self_similarity: Mean cosine of ``direction`` with the reference's own cells.
-        background_similarity: Mean cosine with the other cells of the reference picture. The two
-            are the scale on which a similarity elsewhere is high or low.
     """
 
     local: Tensor
     embedding: Tensor
-    direction: Tensor
-    self_similarity: float
-    background_similarity: float
 
 
 def grid_coverage(mask: BoolArray, embedding: Embedding, grid_hw: tuple[int, int]) -> Tensor:

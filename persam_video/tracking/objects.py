@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from persam_video.config import TrackConfig
-from persam_video.personalize.target import Target
+from persam_video.personalize.target import Look, Target
 from persam_video.tracking.appearance_memory import AppearanceMemory
 from persam_video.tracking.grid import rectangle_of
 from persam_video.tracking.motion import Motion
@@ -46,6 +46,7 @@ class TrackedObject:
             object of a photo is first found.
         memory: The appearance memory of method "track".
         found: Its model began with a mask that was found, and not given (the object of a photo).
+        recent: What it looked like of late, where it was tracked.
         area: Of its masks in cells, the largest of late.
         likeness: Running likeness of its masks to the target, see ``location_prior.likeness``; it
             falls slowly as the object turns, and at once when the mask is on something else.
@@ -63,6 +64,7 @@ class TrackedObject:
     model: TargetModel | None = None
     memory: AppearanceMemory = field(default_factory=AppearanceMemory)
     found: bool = False
+    recent: Look = field(init=False)
     area: float = field(init=False)
     likeness: float = 1.0
     state: ObjectState = ObjectState.TRACKED
@@ -71,7 +73,8 @@ class TrackedObject:
     frames_untaught: int = 0
 
     def __post_init__(self) -> None:
-        """Its area begins with that of the reference."""
+        """Its look and area begin with those of the reference."""
+        self.recent = self.target
         self.area = float((self.logits > 0).sum())
 
     def learn_likeness(self, value: float) -> None:

@@ -17,6 +17,7 @@ from persam_video.personalize.location_prior import (
     cell_centres_xy,
     likeness,
     normalised_prior,
+    renewed,
     similarity_maps,
     spread_points,
 )
@@ -29,6 +30,8 @@ from persam_video.types import Embedding
 
 _UNLIKE = 0.6
 """Share of the running likeness that scores 0; other salient things of the picture reach it."""
+_LOOK_RATE = 0.2
+"""Share of a new frame in what an object looked like of late."""
 
 
 class PersamMethod:
@@ -160,6 +163,21 @@ def remember_likeness(objects: list[TrackedObject], embedding: Embedding) -> Non
         values = likeness([o.target for o in seen], logits, embedding)
         for obj, value in zip(seen, values.tolist(), strict=True):
             obj.learn_likeness(value)
+
+
+def recent_likeness(objects: list[TrackedObject], logits: Tensor, embedding: Embedding) -> Tensor:
+    """Likeness of N masks (N, 4h, 4w) to what the objects looked like of late: (N,)."""
+    return likeness([o.recent for o in objects], logits, embedding)
+
+
+def remember_looks(objects: list[TrackedObject], embedding: Embedding) -> None:
+    """Let what the objects look like follow their masks in this frame."""
+    seen = [o for o in objects if (o.logits > 0).any()]
+    if seen:
+        logits = torch.stack([o.logits for o in seen])
+        looks = renewed([o.recent for o in seen], logits, embedding, _LOOK_RATE)
+        for obj, look in zip(seen, looks, strict=True):
+            obj.recent = look
 
 
 def _without_taken_cells(maps: Tensor, previous: Tensor, lost: Tensor) -> Tensor:

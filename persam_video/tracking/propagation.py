@@ -33,7 +33,13 @@ from persam_video.tracking.grid import (
 )
 from persam_video.tracking.lesson import Lesson
 from persam_video.tracking.objects import TrackedObject
-from persam_video.tracking.persam import PersamMethod, relative_likeness, remember_likeness
+from persam_video.tracking.persam import (
+    PersamMethod,
+    recent_likeness,
+    relative_likeness,
+    remember_likeness,
+    remember_looks,
+)
 from persam_video.tracking.sharpening import sharpened
 from persam_video.tracking.side_by_side import small_steps, spread
 from persam_video.tracking.sums import Sums
@@ -186,7 +192,11 @@ class PropagationMethod:
         tracked = ObjectState.TRACKED
         missed = prior.new_tensor([0 if o.state is tracked else o.area for o in objects])
         logits = sharpened(prior, moved, embedding, self._decoder, self._config, missed) + moved
-        alike = relative_likeness(objects, logits, embedding)
+        # The reference says little of an object that has turned; what it was a moment ago does.
+        alike = torch.maximum(
+            relative_likeness(objects, logits, embedding),
+            recent_likeness(objects, logits, embedding),
+        )
         return logits, _certainty(logits) * (alike / _ALIKE).clamp(0, 1)
 
     def _moved(
@@ -276,9 +286,11 @@ class PropagationMethod:
         remember_likeness(objects, embedding)
         for obj in objects:
             obj.frames_untaught += 1
-        pupils = _in_turn([obj for obj in objects if obj.state is ObjectState.TRACKED])
-        if not pupils:
+        tracked = [obj for obj in objects if obj.state is ObjectState.TRACKED]
+        if not tracked:
             return
+        remember_looks(tracked, embedding)
+        pupils = _in_turn(tracked)
         seen = [obj for obj in objects if obj.frames_lost == 0]
         frame, lessons = self._lessons(pupils, embedding, seen)
         spread(lambda each: self._learn(*each, frame), zip(pupils, lessons, strict=True))
