@@ -25,7 +25,9 @@ from persam_video.geometry import fit_longest_side, mask_to_box
 from persam_video.personalize.cascade import best_of_multimask, boxes_of_logits, cascade
 from persam_video.personalize.location_prior import (
     cell_centres_xy,
+    likeness,
     normalised_prior,
+    renewed,
     similarity_maps,
     spread_points,
 )
@@ -33,6 +35,7 @@ from persam_video.personalize.prompted import masks_from_prompts, stability_scor
 from persam_video.personalize.scale_weights import fit_scale_weights, mix_masks
 from persam_video.personalize.target import (
     MAX_LOCAL_FEATURES,
+    Look,
     Target,
     grid_coverage,
     make_target,
@@ -784,3 +787,23 @@ def test_fit_scale_weights_on_the_reference_are_as_good_as_its_best_mask(ducks: 
     mixed = iou(mix_masks(masks[None], weights[None])[0].numpy() > 0, wanted)
     assert mixed > max(single) - 0.01
     assert mixed > 0.9
+
+
+def test_what_an_object_looked_like_of_late_tells_it_when_it_is_unlike_its_reference() -> None:
+    """mallard-fly backwards: the duck on the grass is unlike the one in the sun."""
+    random = torch.randn(3, 256, generator=torch.Generator().manual_seed(0))
+    before, after, ground = torch.nn.functional.normalize(random, dim=1)
+    neck = ground.view(1, 256, 1, 1).repeat(1, 1, 16, 16)
+    neck[0, :, 4:8, 4:8] = after[:, None, None]
+    frame = embedding_of(neck)
+    object_there, elsewhere = torch.full((2, 1, 64, 64), -4.0)
+    object_there[:, 16:32, 16:32] = elsewhere[:, 40:56, 40:56] = 4.0
+    look = Look(before, 1.0, float(before @ ground))
+    assert float(likeness([look], object_there, frame)) < 0.5
+    for _ in range(5):
+        (look,) = renewed([look], object_there, frame, 0.2)
+    assert float(look.direction.norm()) == pytest.approx(1, abs=1e-5)
+    assert float(likeness([look], object_there, frame)) == pytest.approx(1, abs=1e-4)
+    assert float(likeness([look], elsewhere, frame)) == pytest.approx(0, abs=1e-4)
+    (only,) = renewed([look], object_there, frame, 1.0)
+    assert torch.allclose(only.direction, after, atol=1e-5)

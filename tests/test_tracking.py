@@ -447,7 +447,7 @@ def test_soft_aggregate_objects_compete_and_one_alone_keeps_its_logits() -> None
 
 def some_object(object_id: int, logits: Tensor, *, lost: bool = False) -> TrackedObject:
     none = torch.zeros(1, 1)
-    target = Target(none, none[0], none[0], 1.0, 0.0)
+    target = Target(none[0], 1.0, 0.0, none, none[0])
     obj = TrackedObject(object_id, target, logits, Motion(logits))
     if lost:
         obj.state, obj.frames_lost = ObjectState.LOST, 1

@@ -182,7 +182,9 @@ def without_strays(
                 strays |= _away(parts, main, hidden, edges) & np.isin(parts, np.unique(theirs))
             leaps = np.count_nonzero(masks[i]) > _LEAP * int((obj.logits > 0).sum())
             if leaps or sum(unsure) - itself > 0:
-                own = np.isin(parts, np.unique(parts[main & (parts > 0)]))
+                # What has joined it may touch the scrap that its smaller part is.
+                core = _largest_part(place) if leaps else main
+                own = np.isin(parts, np.unique(parts[core & (parts > 0)]))
                 if own.any():
                     strays |= ~own & (parts > 0)
         if strays.any():
