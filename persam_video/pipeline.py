@@ -2,7 +2,9 @@
 
     source ─reader thread▶ queue ─encoder threads▶ queue ─▶ tracker ─▶ queue ─writer thread▶ sinks
 
-The tracker runs on the caller's thread. Queues are short, so memory does not grow with the clip.
+The tracker runs on the caller's thread. Where only keyframes are tracked, ``run`` gives it a thread
+of its own, while the caller's makes the masks between. Queues are short, so memory does not grow
+with the clip.
 """
 
 from __future__ import annotations
@@ -81,8 +83,11 @@ def run(
     *,
     prefetch: int = PREFETCH,
 ) -> RunSummary:
-    """Track a source and write every result; see ``track`` and ``write_results``."""
-    results = track(source, tracker, reference, prefetch=prefetch)
+    """Track a source and write every result; see ``track`` and ``write_results``.
+
+    Nothing may be asked of the tracker meanwhile.
+    """
+    results = _results(source, tracker, reference, prefetch, overlapping=True)
     return write_results(results, sinks, on_progress)
 
 
@@ -112,6 +117,18 @@ def track(
             mask not its frame, or that frame is not read.
         SourceError: The source failed; ``frame_index`` tells where.
     """
+    return _results(source, tracker, reference, prefetch, overlapping=False)
+
+
+def _results(
+    source: Iterable[Frame],
+    tracker: Tracker,
+    reference: Reference,
+    prefetch: int,
+    *,
+    overlapping: bool,
+) -> Generator[tuple[Frame, TrackResult], None, None]:
+    """``track``; ``overlapping``, the tracker need not stand where the latest result is from."""
 
     def follow(
         frames: Generator[Frame, None, None],
@@ -120,6 +137,8 @@ def track(
         if tracker.look_back:
             held = max(1, tracker.look_back // interval)
             results = looking_back(results, tracker.twin(), held, reference)
+        if interval > 1 and overlapping:
+            results = ahead(results, 1, "persam-tracker")
         return results
 
     frames, interval = _numbered(source), tracker.keyframe_interval

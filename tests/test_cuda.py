@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -20,9 +21,10 @@ from persam_video.evaluation.metrics import region_similarity
 from persam_video.sam import cuda_graphs
 from persam_video.sam.cuda_graphs import _OFTEN as OFTEN
 from persam_video.sam.cuda_graphs import Replayed
+from persam_video.sam.resizing import _by_pillow, _by_torch, resized
 from persam_video.sam.vit import VitBackbone
 from persam_video.tracking import background
-from persam_video.types import UInt8Array
+from persam_video.types import UInt8Array, Window
 
 CUDA = torch.device("cuda")
 SIZE_HW = 270, 480
@@ -84,13 +86,17 @@ def test_a_clip_has_the_same_masks_as_on_the_processor(
     method: str, vit_t_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frames, masks = scene()
-    monkeypatch.setattr(cuda_graphs, "_OFTEN", 2)  # SAM's decoder is recorded in this short clip
+    # Encoder and decoder are recorded in this short clip.
+    monkeypatch.setattr(cuda_graphs, "_OFTEN", 2)
     trackers = {device: tracker_on(device, method=method) for device in ("cpu", "cuda")}
     found = {
         device: tracked(tracker, frames, pv.Reference(masks[0]))
         for device, tracker in trackers.items()
     }
-    assert any(known.recording for known in trackers["cuda"]._decoder._propose._known.values())
+    on_gpu = trackers["cuda"]
+    encoder = on_gpu.encoder if method == "track" else on_gpu._sam_encoder
+    for replayed in (on_gpu._decoder._propose, encoder._network):
+        assert any(known.recording for known in replayed._known.values())
     assert agreement(found["cuda"], found["cpu"]) > 0.95
     if method == "track":
         assert agreement(found["cuda"], masks) > 0.9
@@ -215,8 +221,8 @@ def test_recordings_are_of_a_stream(recorded: tuple[Replayed, list[int]]) -> Non
 class FakeRecording:
     """Computes what is replayed; without a GPU."""
 
-    def __init__(self, function: Any) -> None:
-        self.function = function
+    def __init__(self, pool: Any) -> None:
+        self.graph = SimpleNamespace(pool=lambda: pool or (0, 1))
 
     def replay(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (inputs[0] + 100,)
@@ -225,9 +231,15 @@ class FakeRecording:
 def test_shapes_that_come_often_are_recorded_and_the_oldest_are_forgotten(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cuda_graphs, "_key", lambda inputs: inputs[0].shape)
+    monkeypatch.setattr(cuda_graphs, "_key", lambda inputs: cuda_graphs._Key(0, inputs[0].shape))
     monkeypatch.setattr(cuda_graphs, "_MOST", 2)
-    monkeypatch.setattr(cuda_graphs.Recording, "of", lambda function, _: FakeRecording(function))
+    pools: list[Any] = []
+
+    def recording(function: Any, inputs: Any, pool: Any) -> FakeRecording:
+        pools.append(pool)
+        return FakeRecording(pool)
+
+    monkeypatch.setattr(cuda_graphs.Recording, "of", recording)
     function = Replayed(lambda x: (x + 1,))
     one, two, three = torch.zeros(1), torch.zeros(2), torch.zeros(3)
 
@@ -238,6 +250,7 @@ def test_shapes_that_come_often_are_recorded_and_the_oldest_are_forgotten(
     assert [first(two), first(one), first(three)] == [1.0, 100.0, 1.0]
     assert [first(one), first(two)] == [100.0, 1.0]  # the two were the oldest, and begin anew
     assert [first(two) for _ in range(OFTEN)] == [1.0] * (OFTEN - 1) + [100.0]
+    assert pools == [None, (0, 1)]  # the second one shares the memory of the first
 
 
 def test_on_a_processor_nothing_is_recorded() -> None:
@@ -251,6 +264,31 @@ def test_on_a_processor_nothing_is_recorded() -> None:
     with torch.inference_mode():
         assert all(replayed(x)[0] is x for _ in range(3 * OFTEN))
     assert len(calls) == 3 * OFTEN
+
+
+@pytest.mark.parametrize("size_hw", [(432, 768), (180, 320), (270, 480)])
+def test_torch_resizes_as_pillow_does(size_hw: tuple[int, int]) -> None:
+    image_rgb = scene(1)[0][0].image_rgb
+    pixels = torch.from_numpy(image_rgb).permute(2, 0, 1)[None]
+    got = _by_torch(pixels, size_hw)
+    expected = torch.from_numpy(_by_pillow(image_rgb, size_hw, Window(0, 0, *size_hw[::-1])))
+    apart = (got - expected).abs()
+    assert got.shape == expected.shape and apart.max() <= 1
+    assert apart.mean() < 0.1
+
+
+@pytest.mark.parametrize("part", [None, Window(64, 48, 160, 400)])
+@pytest.mark.parametrize("size_hw", [(432, 768), (180, 320)])
+@pytest.mark.needs_cuda
+def test_a_picture_is_resized_as_on_the_processor(
+    size_hw: tuple[int, int], part: Window | None
+) -> None:
+    image_rgb = scene(1)[0][0].image_rgb
+    expected = resized(image_rgb, size_hw, part, torch.device("cpu"))
+    got = resized(image_rgb, size_hw, part, CUDA).cpu()
+    apart = (got - expected).abs()
+    assert got.shape == expected.shape and apart.max() <= 1
+    assert apart.mean() < 0.1
 
 
 @pytest.mark.needs_cuda

@@ -94,11 +94,21 @@ def test_inference_mode_is_the_caller_s(inference: bool) -> None:
         assert spread(lambda _: torch.is_inference_mode_enabled(), range(4)) == [inference] * 4
 
 
-def test_side_by_side_returns_what_each_of_two_functions_does() -> None:
-    meet = met_by(2)
-    here, there = side_by_side(lambda: (meet(0), "a"), lambda: (meet(1), 2.0))
+def test_side_by_side_returns_what_each_function_does() -> None:
+    meet = met_by(3)
+    here, *there = side_by_side(
+        lambda: (meet(0), "a"), lambda: (meet(1), 2.0), lambda: (meet(2), None)
+    )
     assert here == (threading.get_ident(), "a")
-    assert there[0] != threading.get_ident() and there[1] == 2.0
+    assert [value for _, value in there] == [2.0, None]
+    assert threading.get_ident() not in [thread for thread, _ in there]
+
+
+def test_with_two_threads_one_of_three_functions_is_done_here() -> None:
+    torch.set_num_threads(2)
+    here, there, then = side_by_side(*[threading.get_ident] * 3)
+    assert here == threading.get_ident() != there
+    assert there == then
 
 
 @pytest.mark.parametrize("failing", [{0}, {2}, {1, 3}, {0, 3}])
@@ -139,4 +149,13 @@ def test_a_thread_that_cannot_start_leaves_none_behind(monkeypatch: pytest.Monke
 def test_work_of_an_accelerator_is_not_spread(device: str, threads: int) -> None:
     with shared_on(torch.device(device)):
         assert len(set(spread(met_by(threads), range(4)))) == threads
+        meet = met_by(3)
+        here, *_ = side_by_side(
+            *[lambda i=i: meet(i) for i in range(3)]
+        )  # others ask nothing of it
+        assert here == threading.get_ident()
+        inner = threads // 2 or 1
+        own, _ = side_by_side(lambda: spread(met_by(inner), range(4)), lambda: None)
+        assert len(set(own)) == inner
+        assert torch.get_num_threads() == (4 if device == "cpu" else 1)
     assert torch.get_num_threads() == 4

@@ -26,7 +26,12 @@ Place = tuple[Any, str]
 STEP_PARTS: Mapping[str, tuple[Place, ...]] = {
     "preprocess": ((SamImageEncoder, "preprocess"),),
     "encoder": ((SamImageEncoder, "encode"), (SamImageEncoder, "encode_part")),
-    "prior": ((PropagationMethod, "segment"), (PersamMethod, "segment"), (Background, "look")),
+    "prior": (
+        (PropagationMethod, "prepare"),
+        (PropagationMethod, "segment"),
+        (PersamMethod, "segment"),
+        (Background, "look"),
+    ),
     "decoder": ((SamDecoder, "decode"),),
     "close_up": ((CloseUps, "refine"),),
     "merge": (
@@ -40,7 +45,7 @@ STEP_PARTS: Mapping[str, tuple[Place, ...]] = {
 }
 """Parts of ``Tracker.step``. ``prior`` is all of finding a mask but the decoder itself: features,
 location prior, prompts, the blend of the two. ``waiting`` is for what other threads do meanwhile,
-as far as it takes longer: with several threads the method learns on another one."""
+as far as it takes longer: with several threads background and outlines are another one's."""
 
 
 @contextmanager

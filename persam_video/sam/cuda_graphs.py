@@ -10,6 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ _recording = threading.Lock()
 Function = Callable[..., tuple[Tensor, ...]]
 """Tensors, or None in the place of some, -> tensors that depend on nothing else."""
 Inputs = tuple[Tensor | None, ...]
+Pool = Any
+"""torch's name for memory that recordings have among them."""
 
 
 class Replayed:
@@ -41,7 +44,7 @@ class Replayed:
 
     def __init__(self, function: Function) -> None:
         self._function = function
-        self._known: OrderedDict[object, _Known] = OrderedDict()
+        self._known: OrderedDict[_Key, _Known] = OrderedDict()
         self._lock = threading.Lock()
 
     def __call__(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
@@ -58,18 +61,31 @@ class Replayed:
             if known.calls > _OFTEN:
                 if known.recording is None:
                     with _recording:
-                        known.recording = Recording.of(self._function, inputs)
+                        pool = self._pool(key.stream)
+                        known.recording = Recording.of(self._function, inputs, pool)
                 return known.recording.replay(inputs)
         return self._function(*inputs)
 
+    def _pool(self, stream: object) -> Pool | None:
+        """The memory of the stream's recordings, if there are any: no two of them run at once."""
+        made = (known.recording for key, known in self._known.items() if key.stream == stream)
+        return next((recording.graph.pool() for recording in made if recording), None)
 
-def _key(inputs: Inputs) -> object | None:
-    """What a recording is good for; None where nothing can be recorded."""
+
+def _key(inputs: Inputs) -> _Key | None:
+    """None where nothing can be recorded."""
     on_gpu = all(x is None or x.device.type == "cuda" for x in inputs)
     if not on_gpu or not torch.is_inference_mode_enabled():
         return None
     shapes = tuple(None if x is None else (x.shape, x.dtype) for x in inputs)
-    return torch.cuda.current_stream(), shapes
+    return _Key(torch.cuda.current_stream(), shapes)
+
+
+class _Key(NamedTuple):
+    """What a recording is good for."""
+
+    stream: object
+    shapes: object
 
 
 @dataclass(slots=True)
@@ -89,12 +105,18 @@ class Recording:
     outputs: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, function: Function, inputs: Inputs) -> Recording:
-        """Record it; it has been called with these shapes before, which makes libraries ready."""
+    def of(cls, function: Function, inputs: Inputs, pool: Pool | None) -> Recording:
+        """Record it; it has been called with these shapes before, which makes libraries ready.
+
+        Args:
+            function: What is recorded.
+            inputs: For their shapes.
+            pool: Memory that it may write to, as other recordings do; None = memory of its own.
+        """
         own = tuple(None if x is None else x.clone() for x in inputs)
         graph = torch.cuda.CUDAGraph()
         # Other threads go on asking the GPU for work meanwhile.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             outputs = function(*own)
         return cls(graph, own, outputs)
 

@@ -7,13 +7,14 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 from persam_video.errors import ConfigError
 from persam_video.geometry import fit_longest_side, scale_box
+from persam_video.sam.cuda_graphs import Replayed
 from persam_video.sam.machine import processor_threads
+from persam_video.sam.resizing import resized
 from persam_video.types import Embedding, Float32Array, UInt8Array, Window
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -114,6 +115,7 @@ class SamImageEncoder:
         mean = torch.tensor(PIXEL_MEAN, device=self.device).view(1, 3, 1, 1)
         std = torch.tensor(PIXEL_STD, device=self.device).view(1, 3, 1, 1)
         self._mean, self._std = mean, std
+        self._network = Replayed(self._maps)
 
     def encode(self, image_rgb: UInt8Array) -> Embedding:
         """Embed one (H, W, 3) uint8 RGB picture."""
@@ -172,19 +174,24 @@ class SamImageEncoder:
         source_hw = (int(image_rgb.shape[0]), int(image_rgb.shape[1]))
         input_hw = fit_longest_side(source_hw, self.input_size)
         x = self.preprocess(image_rgb, input_hw, window).to(self.dtype)
-        neck, stages = self.backbone(x)
+        neck, *stages = self._network(x)
         side = self.input_size // _CELL
         left, top = (0, 0) if window is None else (window.left, window.top)
         missing = (left, side - left - neck.shape[3], top, side - top - neck.shape[2])
         return Embedding(
             neck=F.pad(neck.float(), missing),
-            stages=stages,
+            stages=tuple(stages),
             source_hw=source_hw,
             input_hw=input_hw,
             input_size=self.input_size,
             padding=self.padding,
             window=window,
         )
+
+    def _maps(self, x: Tensor) -> tuple[Tensor, ...]:
+        """What the network makes of (1, 3, h, w): the embedding, then the finer maps."""
+        neck, stages = self.backbone(x)
+        return neck, *stages
 
     @property
     def torch_backbone(self) -> nn.Module:
@@ -218,22 +225,9 @@ class SamImageEncoder:
         h and w are S with padding, else the next multiples of 16. A window, in cells of 16 pixels,
         is cut out of that.
         """
-        # Pillow's antialiased bilinear filter is what SAM was trained and released with.
-        height, width = input_hw
-        picture = Image.fromarray(image_rgb)
-        box = (0.0, 0.0, float(picture.width), float(picture.height))
-        if window is not None:
-            across, down = picture.width / width, picture.height / height
-            part = window.scaled(_CELL)
-            left, top = part.left, part.top
-            width, height = min(part.width, width - left), min(part.height, height - top)
-            box = (left * across, top * down, (left + width) * across, (top + height) * down)
-        resized = picture.resize((width, height), Image.Resampling.BILINEAR, box)
-        pixels = torch.from_numpy(np.array(resized))
-        if self.device.type == "cuda":
-            pixels = pixels.pin_memory()  # from there a copy need not be waited for
-        pixels = pixels.to(self.device, non_blocking=self.device.type == "cuda")
-        x = pixels.permute(2, 0, 1)[None].float().sub_(self._mean).div_(self._std)
+        part = None if window is None else window.scaled(_CELL)
+        x = resized(image_rgb, input_hw, part, self.device).sub_(self._mean).div_(self._std)
+        height, width = x.shape[2:]
         if self.padding:
             return F.pad(x, (0, self.input_size - width, 0, self.input_size - height))
         return F.pad(x, (0, -width % _CELL, 0, -height % _CELL))

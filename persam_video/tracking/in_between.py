@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from persam_video.errors import telling_frame
+from persam_video.tracking.side_by_side import spread
 from persam_video.types import Float32Array, Frame, ObjectState, TrackResult, UInt8Array
 
 _LONGEST = 432
@@ -29,6 +30,8 @@ _BLUR = 1.0
 """Pixels, standard deviation; neighbours are hidden together."""
 _SMALLEST = 32
 """Pixels of the shorter side from which on there is a flow; OpenCV's fails on less, or crashes."""
+_MEAN = np.full((1, 3), 1 / 3, np.float32)
+"""Of three colours, as a matrix: numpy's mean of an axis of three takes ten times as long."""
 _BESIDE = 3
 """Pixels of the flow's picture around what the flow finds, inside which the masks are made."""
 
@@ -108,13 +111,15 @@ def _interpolated(
         return
     ids = sorted(before[1].states.keys() & after[1].states.keys())
     keys = [_View.of(frame.image_rgb, result.labels) for frame, result in (before, after)]
-    for place, frame in enumerate(between, 1):
-        far = place / (len(between) + 1)
+
+    def made(place: int) -> Tracked:
+        frame, far = between[place], (place + 1) / (len(between) + 1)
         with telling_frame(frame.index, "interpolating"):
             view = _View.of(frame.image_rgb, np.zeros(frame.size_hw, np.uint8))
             labels = along_edges(_voted(view, keys, ids, far), frame.image_rgb)
-            result = _result(frame, labels, ids, (before[1], after[1]), far)
-        yield frame, result
+            return frame, _result(frame, labels, ids, (before[1], after[1]), far)
+
+    yield from spread(made, range(len(between)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,18 +169,12 @@ def _voted(view: _View, keys: list[_View], ids: list[int], far: float) -> UInt8A
     """(H, W) uint8 label map: at each pixel what has more than half of the votes."""
     labels = view.labels.copy()
     size = view.gray.shape[::-1]
-    everywhere = slice(0, size[1]), slice(0, size[0])
-    flows, weights = [], []
-    found = np.zeros(view.gray.shape, np.uint8)
-    for key, nearness in zip(keys, (1 - far, far), strict=True):
-        flow = _flow(view, key)
-        places = _places(everywhere) + flow
-        apart = cv2.absdiff(_looked_up(key.image_rgb, places), view.image_rgb)
-        apart = cv2.GaussianBlur(apart.mean(axis=2, dtype=np.float32), (0, 0), _BLUR)
-        weights.append(nearness / np.square(apart + _NOISE))
-        flows.append(flow)
-        small = cv2.resize((key.labels > 0).astype(np.float32), size, interpolation=cv2.INTER_AREA)
-        found |= _looked_up((small > 0).astype(np.uint8), places, cv2.INTER_NEAREST)
+    flows, aparts, seen = zip(*(_seen_from(view, key) for key in keys), strict=True)
+    weights = [
+        nearness / np.square(apart + _NOISE)
+        for nearness, apart in zip((1 - far, far), aparts, strict=True)
+    ]
+    found = seen[0] | seen[1]
     box = _box_of(found, labels.shape)
     if box is None:
         return labels
@@ -189,6 +188,25 @@ def _voted(view: _View, keys: list[_View], ids: list[int], far: float) -> UInt8A
         ]
         labels[box][share * votes[0] + (1 - share) * votes[1] > 0.5] = i
     return labels
+
+
+def _seen_from(view: _View, key: _View) -> tuple[Float32Array, Float32Array, UInt8Array]:
+    """The flow from a frame to a keyframe, and what of that one is at the frame's pixels.
+
+    Returns:
+        (h, w, 2) float32 as of ``_flow``, (h, w) float32 grey levels by which the two differ there,
+        and (h, w) uint8, where the keyframe has objects.
+    """
+    flow = _flow(view, key)
+    height, width = view.gray.shape
+    places = _places((slice(0, height), slice(0, width))) + flow
+    apart = cv2.absdiff(_looked_up(key.image_rgb, places), view.image_rgb)
+    apart = cv2.transform(apart.astype(np.float32), _MEAN)
+    apart = cv2.GaussianBlur(apart, (0, 0), _BLUR)
+    mask = (key.labels > 0).astype(np.float32)
+    small = cv2.resize(mask, (width, height), interpolation=cv2.INTER_AREA)
+    found = _looked_up((small > 0).astype(np.uint8), places, cv2.INTER_NEAREST)
+    return flow, np.asarray(apart, np.float32), np.asarray(found, np.uint8)
 
 
 def _flow(view: _View, key: _View) -> Float32Array:

@@ -20,7 +20,8 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 _this_thread = threading.local()
-"""``count``: threads that may work for this one, itself included, while torch works on one."""
+"""``count``: threads that may work for this one, itself included, while torch works on one.
+``beside``: the same, of those that ask nothing of the accelerator."""
 
 
 @contextmanager
@@ -42,23 +43,34 @@ def large_step() -> Iterator[None]:
 
 @contextmanager
 def shared_on(device: torch.device) -> Iterator[None]:
-    """Spread nothing for a while unless the work is the processor's.
+    """``spread`` nothing for a while unless the work is the processor's.
 
     Threads that ask an accelerator for many small steps wait for each other, as Python runs one of
-    them at a time; and not every accelerator bears several.
+    them at a time; and not every accelerator bears several. ``side_by_side`` goes on.
     """
     if device.type == "cpu":
         yield
     else:
+        beside = _threads()
         with _sharing(1):
-            yield
+            _this_thread.beside = beside
+            try:
+                yield
+            finally:
+                _this_thread.beside = None
 
 
-def side_by_side(here: Callable[[], A], there: Callable[[], B]) -> tuple[A, B]:
-    """Call one function on this thread and another one on a thread of its own; see ``spread``."""
-    calls: list[Callable[[], Any]] = [here, there]
-    own, other = spread(lambda call: call(), calls)
-    return own, other
+def side_by_side(here: Callable[[], Any], *there: Callable[[], Any]) -> list[Any]:
+    """Call one function on this thread and others on threads of their own; see ``spread``.
+
+    Args:
+        here: It alone may ask something of an accelerator.
+        there: They must not.
+
+    Returns:
+        What each of them returns, in this order.
+    """
+    return _shared(lambda call: call(), [here, *there], _beside() or _threads())
 
 
 def spread(function: Callable[[A], B], items: Iterable[A]) -> list[B]:
@@ -78,8 +90,11 @@ def spread(function: Callable[[A], B], items: Iterable[A]) -> list[B]:
         Exception: What it raised, when all threads have ended; of several errors the one of the
             earliest item. Only Ctrl-C does not wait for the others.
     """
-    items = list(items)
-    threads = _threads()
+    return _shared(function, list(items), _threads())
+
+
+def _shared(function: Callable[[A], B], items: list[A], threads: int) -> list[B]:
+    """``spread``, on so many threads."""
     count = min(threads, len(items))
     if count < 2:
         return [function(item) for item in items]
@@ -102,7 +117,7 @@ def spread(function: Callable[[A], B], items: Iterable[A]) -> list[B]:
         threading.Thread(target=work, args=(i,), name="persam-beside", daemon=True)
         for i in range(1, count)
     ]
-    with _sharing(threads // count):
+    with _sharing(1 if _beside() else threads // count):
         started = []
         try:
             for thread in others:
@@ -126,6 +141,12 @@ def _threads() -> int:
     """How many threads may work for this one, itself included."""
     count: int | None = getattr(_this_thread, "count", None)
     return processor_threads() if count is None else count
+
+
+def _beside() -> int | None:
+    """The same, within ``shared_on`` an accelerator, of those that ask nothing of it."""
+    count: int | None = getattr(_this_thread, "beside", None)
+    return count
 
 
 @contextmanager

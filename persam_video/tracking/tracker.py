@@ -312,10 +312,11 @@ class Tracker:
             return None
         if not self._objects:
             return background.look(frame.image_rgb)
-        change, _ = side_by_side(
-            lambda: background.look(frame.image_rgb), lambda: self._method.prepare(embedding)
+        _, change = side_by_side(
+            lambda: self._method.prepare(embedding), lambda: background.look(frame.image_rgb)
         )
-        return change
+        seen: Change = change
+        return seen
 
     def _segment(
         self,
@@ -334,12 +335,12 @@ class Tracker:
         # What has returned may have been learnt as background while it was lost.
         own, found = self._in_pixels(objects, frame, embedding, None if returned else change)
 
-        def draw() -> UInt8Array:
-            labels = self.along_edges(own, frame.image_rgb)
-            self._learn_background(objects, labels, found | (labels > 0), returned=returned)
-            return labels
-
-        labels, _ = side_by_side(draw, lambda: self._method.remember(objects, embedding))
+        _, drawn, _ = side_by_side(
+            lambda: self._method.remember(objects, embedding),
+            lambda: self.along_edges(own, frame.image_rgb),
+            lambda: self._learn_background(objects, own, found, returned=returned),
+        )
+        labels: UInt8Array = drawn
         return labels
 
     def _observe(
