@@ -27,6 +27,7 @@ from persam_video.sam.machine import threads_taken
 from persam_video.sam.models import load_sam
 from persam_video.tracking import propagation
 from persam_video.tracking.aggregation import label_map, soft_aggregate
+from persam_video.tracking.background import Background, Change
 from persam_video.tracking.edges import along_edges
 from persam_video.tracking.features import FrameFeatures
 from persam_video.tracking.lesson import Lesson
@@ -152,6 +153,34 @@ def test_tracker_finds_the_same_on_one_thread_and_side_by_side_on_more(
         # Sums of floats depend on how many threads share them.
         assert region_similarity(labels > 0, others > 0) > 0.99
         assert states == other_states
+
+
+def test_tracker_scores_a_single_object_once_and_anew_when_it_is_lost_by_a_cut(
+    sam: Sam, scene: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score, look = propagation.cell_scores, Background.look
+    calls: list[tuple[bool, bool]] = []
+
+    def noting(frame: Any, region: Tensor, model: Any, memory: Any, config: Any) -> Tensor:
+        calls.append((bool(region.all()), memory is None))  # everywhere, by the model alone
+        return score(frame, region, model, memory, config)
+
+    def cutting(background: Background, image_rgb: UInt8Array) -> Change:
+        change = look(background, image_rgb)
+        background.cut = True
+        return change
+
+    tracker = make_tracker(sam, "track")
+    first, labels = scene[0]
+    tracker.start(first, np.where(labels == 1, labels, 0).astype(np.uint8))
+    monkeypatch.setattr(propagation, "cell_scores", noting)
+    embedding = tracker.encode(scene[1][0].image_rgb, tracker.planned[0])
+    for _ in range(2):  # of the same embedding, too: the object has learnt meanwhile
+        tracker.step(scene[1][0], embedding)
+    assert calls == [(False, False)] * 2
+    monkeypatch.setattr(Background, "look", cutting)
+    tracker.step(scene[2][0])
+    assert calls[2:] == [(False, False), (True, True)]
 
 
 @pytest.mark.parametrize("method", METHODS)

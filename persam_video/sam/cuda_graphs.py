@@ -10,14 +10,15 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-_OFTEN = 16
-"""Calls with the same shapes after which these are worth recording: all of the GPU's other work
-stops for that, and the shapes of an object's surroundings change as it grows and turns."""
+_OFTEN = 3
+"""Calls with the same shapes after which these are recorded. That takes as long as some calls that
+are not replayed; what comes once or twice, as an object grows or turns, is not worth it."""
 _MOST = 32
 """Shapes that are known at once."""
 
@@ -115,9 +116,15 @@ class Recording:
         """
         own = tuple(None if x is None else x.clone() for x in inputs)
         graph = torch.cuda.CUDAGraph()
-        # Other threads go on asking the GPU for work meanwhile.
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            outputs = function(*own)
+        # torch.cuda.graph would first give back all the memory that torch keeps for its next steps.
+        torch.cuda.synchronize()
+        with torch.cuda.stream(_aside(torch.cuda.current_device())):
+            # Other threads go on asking the GPU for work meanwhile.
+            graph.capture_begin(pool, capture_error_mode="thread_local")
+            try:
+                outputs = function(*own)
+            finally:
+                graph.capture_end()
         return cls(graph, own, outputs)
 
     def replay(self, inputs: Inputs) -> tuple[Tensor, ...]:
@@ -127,3 +134,10 @@ class Recording:
                 own.copy_(given)
         self.graph.replay()
         return tuple(output.clone() for output in self.outputs)
+
+
+@cache
+def _aside(device: int) -> torch.cuda.Stream:
+    """The stream to record on: a GPU's usual one cannot be."""
+    stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    return stream

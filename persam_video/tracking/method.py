@@ -27,8 +27,8 @@ class Method(Protocol):
         Where the embedding is of a part of the clip's first frame, ``whole`` is of all of it.
         """
 
-    def prepare(self, embedding: Embedding) -> None:
-        """Compute of a new frame what does not depend on the objects; ``segment`` takes it over."""
+    def prepare(self, objects: list[TrackedObject], embedding: Embedding) -> None:
+        """Compute of a new frame what needs no ``change``; ``segment`` takes it over."""
 
     def segment(
         self, objects: list[TrackedObject], embedding: Embedding, change: Change | None = None

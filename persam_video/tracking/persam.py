@@ -73,8 +73,8 @@ class PersamMethod:
         for obj, logits in zip(objects, candidates.logits, strict=True):
             obj.scale_weights = fit_scale_weights(logits[1:], (obj.logits > 0).float())
 
-    def prepare(self, embedding: Embedding) -> None:
-        """Nothing of a frame is common to all objects but the embedding itself."""
+    def prepare(self, objects: list[TrackedObject], embedding: Embedding) -> None:
+        """Nothing: nothing here needs a ``change``."""
 
     def segment(
         self, objects: list[TrackedObject], embedding: Embedding, change: Change | None = None

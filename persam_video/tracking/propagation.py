@@ -9,7 +9,7 @@ not, the prior is believed.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -61,6 +61,27 @@ _GAP = 2
 that are one."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """Where an object could be in a frame, by its looks.
+
+    Attributes:
+        region: (h, w) bool, where on the feature grid it is searched, n cells.
+        scores: (n,) float32 of ``cell_scores``.
+    """
+
+    embedding: Embedding
+    obj: TrackedObject
+    lost: bool
+    region: Tensor
+    scores: Tensor
+
+    def holds_for(self, obj: TrackedObject, embedding: Embedding) -> bool:
+        """Whether it is about this frame, and the object has not been lost since, after a cut."""
+        same = self.embedding is embedding and self.obj is obj
+        return same and self.lost == (obj.frames_lost > 0)
+
+
 class PropagationMethod:
     """Online target model, appearance memory and gated SAM decoder.
 
@@ -79,6 +100,7 @@ class PropagationMethod:
         self._space: FeatureSpace | None = None
         self._far_off: Sums | None = None
         self._frame: tuple[Embedding, FrameFeatures] | None = None
+        self._prepared: _Scored | None = None
 
     def learn(
         self,
@@ -135,10 +157,18 @@ class PropagationMethod:
             self._frame = embedding, features
         return self._frame[1]
 
-    def prepare(self, embedding: Embedding) -> None:
-        """Compute the features of a new frame, if the clip has a feature space already."""
-        if self._space is not None:
-            self._features(embedding)
+    def prepare(self, objects: list[TrackedObject], embedding: Embedding) -> None:
+        """Compute the features of a new frame, and of a single object where it could be in it.
+
+        Several objects are shared out among threads by ``segment``.
+        """
+        self._prepared = None  # the models may have learnt since
+        if self._space is None:
+            return
+        frame = self._features(embedding)
+        if len(objects) == 1 and objects[0].model is not None:
+            with small_steps():
+                self._prepared = self._scored(objects[0], frame, embedding)
 
     def segment(
         self, objects: list[TrackedObject], embedding: Embedding, change: Change | None = None
@@ -183,10 +213,8 @@ class PropagationMethod:
         moved = self._moved(objects, embedding, change)
         stride = grid_stride(self._config, embedding)
         near = on_grid(moved, embedding, stride)
-        regions = [self._search_region(obj, embedding) for obj in objects]
         priors = spread(
-            lambda each: self._prior(*each, frame, embedding),
-            zip(objects, regions, near, strict=True),
+            lambda each: self._prior(*each, frame, embedding), zip(objects, near, strict=True)
         )
         prior = on_square(torch.stack(priors), embedding, stride)
         tracked = ObjectState.TRACKED
@@ -217,31 +245,33 @@ class PropagationMethod:
         lost = torch.tensor([obj.frames_lost > 0 for obj in objects])
         return torch.where(lost[:, None, None], -2 * limit * change.empty, moved)
 
+    def _scored(self, obj: TrackedObject, frame: FrameFeatures, embedding: Embedding) -> _Scored:
+        """Score the cells of the region in which an object is searched."""
+        if self._prepared is not None and self._prepared.holds_for(obj, embedding):
+            return self._prepared
+        assert obj.model is not None
+        region, lost = self._search_region(obj, embedding), obj.frames_lost > 0
+        # In a whole frame single cells find their like: a lost object is searched by the model.
+        memory = None if lost else obj.memory
+        scores = cell_scores(frame, region, obj.model, memory, self._config)
+        return _Scored(embedding, obj, lost, region, scores)
+
     def _prior(
-        self,
-        obj: TrackedObject,
-        region: Tensor,
-        moved: Tensor,
-        frame: FrameFeatures,
-        embedding: Embedding,
+        self, obj: TrackedObject, moved: Tensor, frame: FrameFeatures, embedding: Embedding
     ) -> Tensor:
         """(h, w) logits on the feature grid; the lowest ones outside the search region.
 
         Args:
             obj: The object.
-            region: (h, w) bool, where it is searched.
             moved: (h, w) logits of ``_moved`` on the feature grid.
             frame: Features of the frame.
             embedding: Of the frame.
         """
-        assert obj.model is not None
         config = self._config
-        # In a whole frame single cells find their like: a lost object is searched by the model.
-        memory = obj.memory if obj.frames_lost == 0 else None
-        score = cell_scores(frame, region, obj.model, memory, config)
-        limit = config.logit_limit
+        scored = self._scored(obj, frame, embedding)
+        region, limit = scored.region, config.logit_limit
         cells, nowhere = cells_in(region), torch.full(region.shape, -limit).flatten()
-        found = (config.gain * score).clamp(-limit, limit)
+        found = (config.gain * scored.scores).clamp(-limit, limit)
         found += moved.flatten().index_select(0, cells)
         found.clamp_(-limit, limit)
         prior = nowhere.index_copy_(0, cells, found).view(region.shape)

@@ -290,7 +290,7 @@ class Tracker:
         objects = self._in_order()
         embedding = embedding or self.encode(frame.image_rgb, self._planned[0])
         with shared_on(self._decoder.device):
-            change = self._look(frame, embedding)
+            change = self._look(objects, frame, embedding)
         if self._background and self._background.cut:
             for obj in objects:
                 obj.lose()
@@ -302,7 +302,9 @@ class Tracker:
         self._planned = *self._planned[1:], self._box_ahead(PLANNED)
         return self._result(frame, labels)
 
-    def _look(self, frame: Frame, embedding: Embedding) -> Change | None:
+    def _look(
+        self, objects: list[TrackedObject], frame: Frame, embedding: Embedding
+    ) -> Change | None:
         """Compare a new frame with the background, and prepare the method for it meanwhile.
 
         Without a background there is nothing to do meanwhile: the method does it when it is asked.
@@ -310,10 +312,11 @@ class Tracker:
         background = self._background
         if background is None:
             return None
-        if not self._objects:
+        if not objects:
             return background.look(frame.image_rgb)
         _, change = side_by_side(
-            lambda: self._method.prepare(embedding), lambda: background.look(frame.image_rgb)
+            lambda: self._method.prepare(objects, embedding),
+            lambda: background.look(frame.image_rgb),
         )
         seen: Change = change
         return seen
