@@ -201,7 +201,7 @@ class TrackConfig(_Checked):
     crop_padding: int = setting(
         24,
         "track: how far around the objects' expected places a frame is encoded, in 128ths of the "
-        "input's side; 0 = whole frames",
+        "input's side; 0 = whole frames, which a GPU of NVIDIA's takes in any case",
         low=0,
         high=128,
     )

@@ -133,6 +133,13 @@ def test_parts_are_of_few_sizes_and_show_what_was_asked_for() -> None:
     assert {height for _, height in sizes} <= {14, 28, 42, 45}
 
 
+def test_a_gpu_takes_whole_frames() -> None:
+    encoder = SamImageEncoder(Blank(), 1280, padding=False)
+    assert encoder.encodes_parts
+    encoder.device = torch.device("cuda")
+    assert not encoder.encodes_parts
+
+
 def test_encode_part_with_padding_is_everything(sam: Sam, cat: Clip) -> None:
     padded = sam[0].with_padding()
     assert not padded.encodes_parts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -196,10 +197,30 @@ def test_a_function_that_is_called_often_is_recorded_and_then_replayed(
         assert len(calls) == min(step, OFTEN) + 1
     for a, b, exponential, product in kept:  # of each call its own
         assert torch.equal(exponential, a.exp()) and torch.allclose(product, a @ b, atol=1e-6)
-    a = torch.randn(7, 4, device=CUDA)
+    c = torch.randn(7, 4, device=CUDA)
     for _ in range(OFTEN + 3):
-        assert torch.allclose(function(a, None)[1], a @ a.T, atol=1e-5)
+        assert torch.allclose(function(c, None)[1], c @ c.T, atol=1e-5)
+        assert torch.allclose(function(a, b)[1], a @ b, atol=1e-6)  # they share memory
     assert len(calls) == 2 * (OFTEN + 1)
+
+
+@pytest.mark.needs_cuda
+def test_a_recording_outlives_one_that_was_made_before_it() -> None:
+    def function(a: Tensor) -> tuple[Tensor, ...]:
+        return (a @ a @ a,)
+
+    with torch.inference_mode():
+        a = (torch.randn(512, 512, device=CUDA) / 20).bfloat16()
+        first, second = Replayed(function), Replayed(function)
+        for replayed in [first, second] * (OFTEN + 1):
+            replayed(a)
+        del first, replayed
+        gc.collect()
+        torch.cuda.empty_cache()
+        others = [torch.full((1 << 22,), torch.nan, device=CUDA) for _ in range(8)]
+        for _ in range(3):
+            assert torch.allclose(second(a)[0], function(a)[0], rtol=0.02)
+        assert all(bool(other.isnan().all()) for other in others)
 
 
 @pytest.mark.needs_cuda
@@ -251,6 +272,26 @@ def test_shapes_that_come_often_are_recorded_and_the_oldest_are_forgotten(
     assert [first(one), first(two)] == [100.0, 1.0]  # the two were the oldest, and begin anew
     assert [first(two) for _ in range(OFTEN)] == [1.0] * (OFTEN - 1) + [100.0]
     assert pools == [None, (0, 1)]  # the second one shares the memory of the first
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_what_the_gpu_has_no_room_for_is_not_recorded(
+    failures: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[int] = []
+
+    def recording(function: Any, inputs: Any, pool: Any) -> FakeRecording:
+        tries.append(1)
+        if len(tries) <= failures:
+            raise torch.cuda.OutOfMemoryError("full")
+        return FakeRecording(pool)
+
+    monkeypatch.setattr(cuda_graphs, "_key", lambda inputs: cuda_graphs._Key(0, inputs[0].shape))
+    monkeypatch.setattr(cuda_graphs.Recording, "of", recording)
+    function, x = Replayed(lambda x: (x + 1,)), torch.zeros(1)
+    found = [float(function(x)[0][0]) for _ in range(OFTEN + 3)]
+    assert found == [1.0] * OFTEN + [100.0 if failures == 1 else 1.0] * 3
+    assert len(tries) == 2
 
 
 def test_on_a_processor_nothing_is_recorded() -> None:

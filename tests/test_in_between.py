@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 from fake_tracker import FakeTracker
 
-from persam_video.errors import SourceError
+from persam_video.errors import PersamError, SourceError
 from persam_video.evaluation.metrics import region_similarity
 from persam_video.pipeline import run, track
 from persam_video.sinks import PalettePngSink
@@ -260,6 +262,40 @@ def test_track_closed_between_keyframes_ends_its_threads() -> None:
     results = track(still, tracker, Reference(labels_at_start()))  # type: ignore[arg-type]
     assert [next(results)[0].index for _ in range(2)] == [0, 1]
     results.close()
+    assert [t.name for t in threading.enumerate() if t.name.startswith("persam-")] == []
+
+
+@pytest.mark.parametrize(("call", "look_back"), [(run, 0), (run, 4), (track, 0)])
+def test_run_tracks_keyframes_on_a_thread_of_their_own(call: Any, look_back: int) -> None:
+    threads = set()
+    tracker = FakeTracker(lambda frame: threads.add(threading.current_thread().name))
+    tracker.keyframe_interval, tracker.look_back = 2, look_back
+    tracker.twin = FakeTracker  # type: ignore[attr-defined]
+    still = [Frame(i, i / 25, texture(0, SIZE_HW)) for i in range(6)]
+    results = call(still, tracker, Reference(labels_at_start()))
+    assert (results.frames if call is run else len(list(results))) == 6
+    assert threads == {"persam-tracker" if call is run else "MainThread"}
+    assert [t.name for t in threading.enumerate() if t.name.startswith("persam-")] == []
+
+
+def test_run_error_of_a_keyframe_comes_after_the_frames_before_it(tmp_path: Path) -> None:
+    def failing(frame: Frame) -> None:
+        if frame.index == 4:
+            raise PersamError("broken")
+
+    tracker, seen = FakeTracker(failing), []
+    tracker.keyframe_interval = 2
+    still = [Frame(i, i / 25, texture(0, SIZE_HW)) for i in range(9)]
+    with pytest.raises(PersamError, match="broken") as caught:
+        run(
+            still,
+            tracker,  # type: ignore[arg-type]
+            Reference(labels_at_start()),
+            [PalettePngSink(tmp_path / "masks")],
+            lambda result: seen.append(result.frame_index),
+        )
+    assert caught.value.frame_index == 4
+    assert seen == [0, 1, 2] and len(list((tmp_path / "masks").glob("*.png"))) == 3
     assert [t.name for t in threading.enumerate() if t.name.startswith("persam-")] == []
 
 

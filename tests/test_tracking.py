@@ -170,7 +170,8 @@ def test_tracker_scores_a_single_object_once_and_anew_when_it_is_lost_by_a_cut(
         background.cut = True
         return change
 
-    tracker = make_tracker(sam, "track")
+    # Of whole frames: a part that does not show where a lost object may be is encoded anew.
+    tracker = Tracker(*sam, track=TrackConfig(crop_padding=0))
     first, labels = scene[0]
     tracker.start(first, np.where(labels == 1, labels, 0).astype(np.uint8))
     monkeypatch.setattr(propagation, "cell_scores", noting)

@@ -65,7 +65,7 @@ class Report:
         overlap: ``fps`` times the slowest stage's time alone, median of the rounds: 1 when nothing
             is lost beside the slowest stage.
         peak_memory: Resident at most, of the whole process; None if unknown.
-        peak_gpu_memory: Held by tensors on the GPU at most; None without one.
+        peak_gpu_memory: Taken of the GPU by torch at most; None without one.
         score: J and F of these masks; None without ground truth.
         settings: The configuration as TOML.
         machine: Processor, number of cores, GPU, system, Python.

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -59,13 +60,24 @@ class Replayed:
             if len(self._known) > _MOST:
                 self._known.popitem(last=False)
             known.calls += 1
-            if known.calls > _OFTEN:
+            if known.calls > _OFTEN and not known.too_large:
                 if known.recording is None:
-                    with _recording:
-                        pool = self._pool(key.stream)
-                        known.recording = Recording.of(self._function, inputs, pool)
-                return known.recording.replay(inputs)
+                    self._record(known, key, inputs)
+                if known.recording is not None:
+                    return known.recording.replay(inputs)
         return self._function(*inputs)
+
+    def _record(self, known: _Known, key: _Key, inputs: Inputs) -> None:
+        """Record the function, or find out that the GPU has no room for that."""
+        with _recording:
+            for _ in range(2):
+                try:
+                    known.recording = Recording.of(self._function, inputs, self._pool(key.stream))
+                    return
+                except torch.cuda.OutOfMemoryError:
+                    # While recording, torch does not use again what it keeps for other steps.
+                    torch.cuda.empty_cache()
+        known.too_large = True
 
     def _pool(self, stream: object) -> Pool | None:
         """The memory of the stream's recordings, if there are any: no two of them run at once."""
@@ -91,10 +103,11 @@ class _Key(NamedTuple):
 
 @dataclass(slots=True)
 class _Known:
-    """How often some shapes came, and their recording, if they have one."""
+    """How often some shapes came, and their recording, if they have one or can."""
 
     calls: int = 0
     recording: Recording | None = None
+    too_large: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +131,7 @@ class Recording:
         graph = torch.cuda.CUDAGraph()
         # torch.cuda.graph would first give back all the memory that torch keeps for its next steps.
         torch.cuda.synchronize()
-        with torch.cuda.stream(_aside(torch.cuda.current_device())):
+        with _own_workspace(), torch.cuda.stream(_aside(torch.cuda.current_device())):
             # Other threads go on asking the GPU for work meanwhile.
             graph.capture_begin(pool, capture_error_mode="thread_local")
             try:
@@ -134,6 +147,20 @@ class Recording:
                 own.copy_(given)
         self.graph.replay()
         return tuple(output.clone() for output in self.outputs)
+
+
+@contextmanager
+def _own_workspace() -> Iterator[None]:
+    """Give what is recorded a workspace for matrix products of its own, in its pool.
+
+    torch has one for each stream to record on, kept in the pool of whatever came first. Others
+    would write to it at the same time, and after that pool has gone.
+    """
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        yield
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -36,7 +37,7 @@ class Encoder(Protocol):
     """What the tracker needs from an image encoder; bring your own by having this method.
 
     ``persam_video.track`` and ``run`` call it on a thread of its own, one frame ahead, or on two of
-    them (``ParallelEncoder``), while the caller's thread may call it too (clicks, close-ups); an
+    them (``ParallelEncoder``), while the tracker's thread may call it too (clicks, close-ups); an
     Embedding must outlive the next calls.
     """
 
@@ -115,7 +116,7 @@ class SamImageEncoder:
         mean = torch.tensor(PIXEL_MEAN, device=self.device).view(1, 3, 1, 1)
         std = torch.tensor(PIXEL_STD, device=self.device).view(1, 3, 1, 1)
         self._mean, self._std = mean, std
-        self._network = Replayed(self._maps)
+        self._network = Replayed(partial(_maps, backbone))
 
     def encode(self, image_rgb: UInt8Array) -> Embedding:
         """Embed one (H, W, 3) uint8 RGB picture."""
@@ -123,11 +124,14 @@ class SamImageEncoder:
 
     @property
     def encodes_parts(self) -> bool:
-        """Whether ``encode_part`` leaves anything out; networks of other runtimes do not.
+        """Whether ``encode_part`` leaves anything out.
 
-        They are made ready for a shape when it first comes, which takes longer than it saves.
+        Networks of other runtimes do not: they are made ready for a shape when it first comes,
+        which takes longer than it saves. So is one on an NVIDIA GPU, where whole frames take hardly
+        longer than parts.
         """
-        return not self.padding and isinstance(self.backbone, nn.Module)
+        in_torch = isinstance(self.backbone, nn.Module)
+        return not self.padding and in_torch and self.device.type != "cuda"
 
     @property
     def encode_at_once(self) -> int:
@@ -188,11 +192,6 @@ class SamImageEncoder:
             window=window,
         )
 
-    def _maps(self, x: Tensor) -> tuple[Tensor, ...]:
-        """What the network makes of (1, 3, h, w): the embedding, then the finer maps."""
-        neck, stages = self.backbone(x)
-        return neck, *stages
-
     @property
     def torch_backbone(self) -> nn.Module:
         """The network as a module of torch.
@@ -231,6 +230,12 @@ class SamImageEncoder:
         if self.padding:
             return F.pad(x, (0, self.input_size - width, 0, self.input_size - height))
         return F.pad(x, (0, -width % _CELL, 0, -height % _CELL))
+
+
+def _maps(backbone: Backbone, x: Tensor) -> tuple[Tensor, ...]:
+    """What a network makes of (1, 3, h, w): the embedding, then the finer maps."""
+    neck, stages = backbone(x)
+    return neck, *stages
 
 
 def _filled_up(low: float, high: float, end: int) -> tuple[int, int]:

@@ -57,8 +57,8 @@ def wait_for_gpu() -> None:
 
 
 def peak_gpu_memory() -> int | None:
-    """Most bytes that tensors held on the GPU since ``forget_peak_gpu_memory``, or None."""
-    return torch.cuda.max_memory_allocated() if _in_use() else None
+    """Most bytes that torch had of the GPU since ``forget_peak_gpu_memory``, or None."""
+    return torch.cuda.max_memory_reserved() if _in_use() else None
 
 
 def forget_peak_gpu_memory() -> None:

@@ -74,7 +74,7 @@ class PersamMethod:
             obj.scale_weights = fit_scale_weights(logits[1:], (obj.logits > 0).float())
 
     def prepare(self, objects: list[TrackedObject], embedding: Embedding) -> None:
-        """Nothing: nothing here needs a ``change``."""
+        """Do nothing: ``segment`` does all of it, without a ``change``."""
 
     def segment(
         self, objects: list[TrackedObject], embedding: Embedding, change: Change | None = None

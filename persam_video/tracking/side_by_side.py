@@ -51,13 +51,13 @@ def shared_on(device: torch.device) -> Iterator[None]:
     if device.type == "cpu":
         yield
     else:
-        beside = _threads()
+        before, beside = _beside(), _threads()
         with _sharing(1):
             _this_thread.beside = beside
             try:
                 yield
             finally:
-                _this_thread.beside = None
+                _this_thread.beside = before
 
 
 def side_by_side(here: Callable[[], Any], *there: Callable[[], Any]) -> list[Any]:

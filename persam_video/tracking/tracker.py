@@ -386,7 +386,7 @@ class Tracker:
     def _learn_background(
         self, objects: list[TrackedObject], labels: UInt8Array, found: BoolArray, *, returned: bool
     ) -> None:
-        """What is shown of no object, and was found of none, is background."""
+        """What was found of no object is background; outlines are drawn meanwhile."""
         if self._background is None:
             return
         taken = np.where(found & (labels == 0), np.uint8(VOID), labels)
