@@ -17,6 +17,7 @@ from pycocotools import mask as coco_mask
 from persam_video.errors import DatasetError, PersamError
 from persam_video.label_maps import davis_palette, object_color, read_label_map, write_label_map
 from persam_video.rle import Rle, decode_rle, encode_rle
+from persam_video.types import VOID, UInt8Array, object_ids
 
 sizes = st.tuples(st.integers(1, 24), st.integers(1, 24))
 label_maps = sizes.flatmap(lambda size: arrays(np.uint8, size))
@@ -36,6 +37,12 @@ def grey_png(bits: int, rows: list[bytes], width: int) -> bytes:
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
     )
+
+
+@given(label_maps)
+def test_object_ids_are_all_values_but_background_and_void(labels: UInt8Array) -> None:
+    for view in (labels, labels[:, ::-1], labels[::2], labels[labels % 3 > 0], labels[:, :0]):
+        assert object_ids(view) == tuple(sorted(set(view.ravel().tolist()) - {0, VOID}))
 
 
 def test_davis_palette_first_entries_are_those_of_davis() -> None:

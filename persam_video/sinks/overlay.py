@@ -106,7 +106,7 @@ def _fill(
 def _draw_contour(
     canvas: UInt8Array, mask: BoolArray, color: tuple[int, int, int], style: _Style
 ) -> None:
-    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     # A dark line below keeps the contour visible on a background of its own colour.
     cv2.drawContours(canvas, contours, -1, _INK, style.line + 1, cv2.LINE_AA)
     cv2.drawContours(canvas, contours, -1, color, style.line, cv2.LINE_AA)

@@ -20,7 +20,14 @@ from numpy.typing import NDArray
 
 from persam_video.errors import telling_frame
 from persam_video.tracking.side_by_side import spread
-from persam_video.types import Float32Array, Frame, ObjectState, TrackResult, UInt8Array
+from persam_video.types import (
+    Float32Array,
+    Frame,
+    ObjectState,
+    TrackResult,
+    UInt8Array,
+    object_ids,
+)
 
 _LONGEST = 432
 """Longer side in pixels at which the flow is computed."""
@@ -154,7 +161,7 @@ def _result(
     far: float,
 ) -> TrackResult:
     """Of a frame between two, ``far`` of the way from the first to the second one."""
-    present = set(np.unique(labels).tolist())
+    present = set(object_ids(labels))
     states, scores = {}, {}
     for i in ids:
         tracked = all(result.states[i] is ObjectState.TRACKED for result in results)
