@@ -15,7 +15,8 @@ slows all of them alike; believe the ratios of one run, not times of two. Sectio
     objects       the same clip with more and more objects: the first mask cut into parts that are
                   followed each on its own (J&F is of all of them as one), or boxes on a grid
     sizes         the first frames written as JPEGs of other heights, then measured like any clip
-    lengths       the clip looped; time and memory at frame 100 and at the end of every length
+    lengths       the clip looped; time and memory of the hundred frames up to frame 100 and to the
+                  end of every length; they show the same if that is 100 and some turns of the clip
 
 OUT gets bench.json (whole after every section; seconds and bytes) and bench.png (with matplotlib).
 With --parts N the objects are N parts that the first mask is cut into.
