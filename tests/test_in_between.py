@@ -137,6 +137,21 @@ def test_outlines_of_frames_between_are_drawn_along_the_edges_of_their_own_pictu
         assert (result.states[2] is ObjectState.LOST) == between
 
 
+def test_an_error_between_comes_after_the_frames_before_it() -> None:
+    _, follow = truth_tracker()
+    frames, seen = frames_of(5), []
+
+    def failing(labels: UInt8Array, image_rgb: UInt8Array) -> UInt8Array:
+        if image_rgb is frames[2].image_rgb:
+            raise PersamError("broken")
+        return labels
+
+    with pytest.raises(PersamError, match="broken") as caught:
+        for frame, _ in in_between(frames, 4, (), follow, failing):  # type: ignore[arg-type]
+            seen.append(frame.index)
+    assert seen == [0, 1] and caught.value.frame_index == 2
+
+
 def test_object_that_is_lost_on_one_side_is_in_doubt_or_lost_between() -> None:
     _, follow = truth_tracker(states={2: GONE, 4: GONE})
     results = dict(

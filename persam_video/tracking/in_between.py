@@ -119,14 +119,20 @@ def _interpolated(
     ids = sorted(before[1].states.keys() & after[1].states.keys())
     keys = [_View.of(frame.image_rgb, result.labels) for frame, result in (before, after)]
 
-    def made(place: int) -> Tracked:
+    def made(place: int) -> Tracked | Exception:
         frame, far = between[place], (place + 1) / (len(between) + 1)
-        with telling_frame(frame.index, "interpolating"):
-            view = _View.of(frame.image_rgb, np.zeros(frame.size_hw, np.uint8))
-            labels = along_edges(_voted(view, keys, ids, far), frame.image_rgb)
-            return frame, _result(frame, labels, ids, (before[1], after[1]), far)
+        try:
+            with telling_frame(frame.index, "interpolating"):
+                view = _View.of(frame.image_rgb, np.zeros(frame.size_hw, np.uint8))
+                labels = along_edges(_voted(view, keys, ids, far), frame.image_rgb)
+                return frame, _result(frame, labels, ids, (before[1], after[1]), far)
+        except Exception as error:  # raised below, after the frames before it
+            return error
 
-    yield from spread(made, range(len(between)))
+    for each in spread(made, range(len(between))):
+        if isinstance(each, Exception):
+            raise each
+        yield each
 
 
 @dataclass(frozen=True, slots=True)
