@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from persam_video.batch import run_davis
     from persam_video.evaluation.davis import evaluate
     from persam_video.label_maps import read_label_map, write_label_map
-    from persam_video.pipeline import RunSummary, run, track, write_results
+    from persam_video.pipeline import run, track
     from persam_video.references.masks import read_mask_file, read_masks
     from persam_video.references.prompts import parse_prompts
     from persam_video.sam.image_encoder import Encoder
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     )
     from persam_video.sources import Source, open_source
     from persam_video.tracking.tracker import Tracker
+    from persam_video.writing import RunSummary, write_results
 
 __all__ = [
     "CheckpointError",
@@ -109,7 +110,7 @@ _LATE = {
     "persam_video.batch": ("run_davis",),
     "persam_video.evaluation.davis": ("evaluate",),
     "persam_video.label_maps": ("read_label_map", "write_label_map"),
-    "persam_video.pipeline": ("RunSummary", "run", "track", "write_results"),
+    "persam_video.pipeline": ("run", "track"),
     "persam_video.references.masks": ("read_mask_file", "read_masks"),
     "persam_video.references.prompts": ("parse_prompts",),
     "persam_video.sam.image_encoder": ("Encoder",),
@@ -126,6 +127,7 @@ _LATE = {
     ),
     "persam_video.sources": ("Source", "open_source"),
     "persam_video.tracking.tracker": ("Tracker",),
+    "persam_video.writing": ("RunSummary", "write_results"),
 }
 """Module -> its public names that are imported on first use."""
 

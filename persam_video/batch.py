@@ -19,11 +19,12 @@ import numpy as np
 from persam_video.errors import DatasetError, PersamError
 from persam_video.evaluation.davis import DavisClip, read_split
 from persam_video.label_maps import read_label_map
-from persam_video.pipeline import RunSummary, run
+from persam_video.pipeline import run
 from persam_video.sinks import PalettePngSink
 from persam_video.sinks.base import sink_errors
 from persam_video.sources import open_source
 from persam_video.types import VOID, Reference, TrackResult, UInt8Array, object_ids
+from persam_video.writing import RunSummary
 
 if TYPE_CHECKING:
     from persam_video.tracking.tracker import Tracker

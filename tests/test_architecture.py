@@ -24,6 +24,7 @@ LAYERS = (
     ("sources", "sam", "sinks", "evaluation", "references"),
     ("personalize",),
     ("tracking",),
+    ("writing",),
     ("pipeline",),
     ("batch", "live", "benchmark"),
     ("cli",),

@@ -15,14 +15,7 @@ import torch
 from fake_tracker import FakeTracker
 
 from persam_video.errors import PersamError, PromptError, SinkError, SourceError
-from persam_video.pipeline import (
-    WRITE_BEHIND,
-    prefetched,
-    reference_labels,
-    run,
-    track,
-    write_results,
-)
+from persam_video.pipeline import prefetched, reference_labels, run, track
 from persam_video.types import (
     VOID,
     Box,
@@ -33,6 +26,7 @@ from persam_video.types import (
     TrackResult,
     UInt8Array,
 )
+from persam_video.writing import WRITE_BEHIND, write_results
 
 SIZE_HW = (12, 16)
 WAIT_S = 10.0  # far more than any test needs; a hang fails instead of blocking the suite

@@ -16,7 +16,7 @@ import torch
 from composed import SIZE_HW, CachingEncoder, compose, read_cutout, read_photo
 from torch import Tensor
 
-from persam_video.config import EncoderConfig, PersonalizeConfig, TrackConfig
+from persam_video.config import EncoderConfig, TrackConfig
 from persam_video.errors import PersamError, PromptError
 from persam_video.evaluation.metrics import region_similarity
 from persam_video.personalize.cascade import best_of_multimask
@@ -28,6 +28,7 @@ from persam_video.sam.models import load_sam
 from persam_video.tracking import propagation
 from persam_video.tracking.aggregation import label_map, soft_aggregate
 from persam_video.tracking.background import Background, Change
+from persam_video.tracking.cell_scores import best_place
 from persam_video.tracking.edges import along_edges
 from persam_video.tracking.features import FrameFeatures
 from persam_video.tracking.lesson import Lesson
@@ -678,7 +679,6 @@ def test_strays_part_that_more_than_doubles_an_object_is_something_else() -> Non
 
 
 def test_lost_object_is_searched_in_the_place_with_the_most_evidence() -> None:
-    method = PropagationMethod(None, PersonalizeConfig(), TrackConfig())  # type: ignore[arg-type]
     prior = torch.full((20, 40), -4.0)
     prior[2:8, 2:8] = 0.5  # larger, but it looks less like the object
     prior[10:14, 30:34] = 3.0
@@ -689,15 +689,13 @@ def test_lost_object_is_searched_in_the_place_with_the_most_evidence() -> None:
     obj = some_object(1, torch.zeros(8, 8), lost=True)
     frame = FrameFeatures.of(looks)
     obj.memory.fit(Lesson.around((prior > 1).float(), prior > -5, frame))
-    found = method._best_place(obj, prior, frame, 2)
-    assert torch.equal(found > 0, prior > 1)
-    alone = torch.where(prior > 1, prior, -4.0)
-    assert torch.equal(method._best_place(obj, alone, frame, 2), alone)
+    found = best_place(prior, frame, obj.memory, 2)
+    assert torch.equal(found & (prior > 0), prior > 1)
+    assert best_place(torch.where(prior > 1, prior, -4.0), frame, obj.memory, 2).all()
 
 
 def test_lost_object_is_not_where_more_cells_are_familiar_but_less_likely() -> None:
     """The composed cut: the larger person beside it has cells like the object's, too."""
-    method = PropagationMethod(None, PersonalizeConfig(), TrackConfig())  # type: ignore[arg-type]
     prior = torch.full((20, 40), -4.0)
     prior[2:8, 2:8] = 0.5
     prior[10:14, 30:34] = 3.0
@@ -707,7 +705,7 @@ def test_lost_object_is_not_where_more_cells_are_familiar_but_less_likely() -> N
     obj = some_object(1, torch.zeros(8, 8), lost=True)
     frame = FrameFeatures.of(looks)
     obj.memory.fit(Lesson.around((prior > 0).float(), prior > -5, frame))
-    assert torch.equal(method._best_place(obj, prior, frame, 2) > 0, prior > 1)
+    assert torch.equal(best_place(prior, frame, obj.memory, 2) & (prior > 0), prior > 1)
 
 
 def test_motion_constant_velocity_moves_the_mask() -> None:

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 import persam_video as pv
-from persam_video.pipeline import peak_memory, reference_labels
+from persam_video.pipeline import reference_labels
 from persam_video.sam.architecture import build_sam
 from persam_video.sam.checkpoints import load_state_dict
 from persam_video.sam.image_encoder import TRAINED_INPUT_SIZE
@@ -46,6 +46,7 @@ from persam_video.sam.models import resolve_device
 from persam_video.sam.tiny_vit import TinyViT
 from persam_video.sinks import MultiSink
 from persam_video.types import object_ids
+from persam_video.writing import peak_memory
 
 if TYPE_CHECKING:
     from segment_anything import SamPredictor

@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import persam_video as pv
-from persam_video.pipeline import peak_memory
+from persam_video.writing import peak_memory
 
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")

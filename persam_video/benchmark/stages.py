@@ -28,7 +28,7 @@ from persam_video.benchmark.parts import STEP_PARTS, timed_parts
 from persam_video.benchmark.report import Report, Spread, commit, machine, versions
 from persam_video.benchmark.truth import Truth, packed, unpacked
 from persam_video.errors import PersamError
-from persam_video.pipeline import RunSummary, peak_memory, reference_labels
+from persam_video.pipeline import reference_labels
 from persam_video.sam.machine import forget_peak_gpu_memory, gpu_name, peak_gpu_memory
 from persam_video.sinks import OverlayVideoSink, PalettePngSink, Sink
 from persam_video.sources import Source
@@ -41,6 +41,7 @@ from persam_video.types import (
     UInt8Array,
     VideoInfo,
 )
+from persam_video.writing import RunSummary, peak_memory
 
 if TYPE_CHECKING:
     from persam_video.tracking.tracker import Tracker

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from persam_video.pipeline import RunSummary
+    from persam_video.writing import RunSummary
 
 
 @contextmanager

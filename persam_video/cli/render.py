@@ -68,9 +68,10 @@ def execute(args: argparse.Namespace) -> int:
     if args.output.suffix and args.save != _DEFAULT:
         raise ConfigError(f"--save is for a folder; {args.output} names one file by its ending")
 
-    from persam_video.pipeline import prefetched, write_results
+    from persam_video.pipeline import prefetched
     from persam_video.sinks import open_masks, pair_masks
     from persam_video.sources import open_source
+    from persam_video.writing import write_results
 
     masks = open_masks(args.masks)
     with open_source(args.source, config.source) as source:

@@ -81,20 +81,21 @@ def cell_centres_xy(grid_rc: Tensor, stride: float) -> Tensor:
 
 
 def likeness(looks: Sequence[Look], logits: Tensor, embedding: Embedding) -> Tensor:
-    """How much the features under each mask resemble a look.
+    """How much the features under each mask resemble looks.
 
     SAM always returns some mask; this is what tells the object from something else.
 
     Args:
-        looks: N of them, e.g. targets.
+        looks: k * N of them, e.g. N targets; the i-th is for mask i modulo N.
         logits: (N, 4h, 4w) float32 masks of the frame, > 0 = object.
         embedding: Of the frame.
 
     Returns:
-        (N,) float32: mean similarity under the mask, on a scale where the object in the look's own
-        picture is at 1 and the rest of that picture at 0; unbounded; 0 for an empty mask.
+        (k * N,) float32: mean similarity under the mask, on a scale where the object in the look's
+        own picture is at 1 and the rest of that picture at 0; unbounded; 0 for an empty mask.
     """
     features, coverage = _features_and_coverage(logits, embedding)
+    coverage = coverage.repeat(len(looks) // len(logits), 1, 1)
     directions = torch.stack([look.direction for look in looks])
     similarity = _mean(torch.einsum("nc,chw->nhw", directions, features).cpu(), coverage)
     low = torch.tensor([look.background_similarity for look in looks])

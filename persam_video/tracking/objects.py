@@ -174,22 +174,50 @@ def without_strays(
         if still is not None:
             strays |= _nothing_there(parts, still[around])
         if count > 1:  # a single part is in its place, or the object has jumped
-            edges = _edges(around, picture_hw)
-            main, hidden = _main_parts(place), _hidden(obj, place)
-            strays |= _away(parts, place, hidden, edges)
-            theirs = parts[occupied[around] > place]  # in the place of another one
-            if theirs.any():
-                strays |= _away(parts, main, hidden, edges) & np.isin(parts, np.unique(theirs))
-            leaps = np.count_nonzero(masks[i]) > _LEAP * int((obj.logits > 0).sum())
-            if leaps or sum(unsure) - itself > 0:
-                # What has joined it may touch the scrap that its smaller part is.
-                core = _largest_part(place) if leaps else main
-                own = np.isin(parts, np.unique(parts[core & (parts > 0)]))
-                if own.any():
-                    strays |= ~own & (parts > 0)
+            theirs = occupied[around] > place
+            leaps = int(masks[i].sum()) > _LEAP * int((obj.logits > 0).sum())
+            edges, rivals = _edges(around, picture_hw), sum(unsure) > itself
+            strays |= _not_its_own(obj, parts, place, theirs, edges, leaps=leaps, rivals=rivals)
         if strays.any():
             kept[(i, *around)][torch.from_numpy(strays)] = logits[i].min()
     return kept
+
+
+def _not_its_own(
+    obj: TrackedObject,
+    parts: NDArray[Any],
+    place: BoolArray,
+    theirs: BoolArray,
+    edges: Sequence[tuple[slice, slice]],
+    *,
+    leaps: bool,
+    rivals: bool,
+) -> BoolArray:
+    """Of an object's several parts those that are likely of something else, see ``without_strays``.
+
+    Args:
+        obj: The object.
+        parts: (H, W) int, numbered parts of its mask; 0 is none.
+        place: (H, W) bool, where it should be.
+        theirs: (H, W) bool, where other objects should be and it should not.
+        edges: What is at the picture's edges.
+        leaps: Its mask has more than doubled.
+        rivals: Another object is lost or uncertain.
+
+    Returns:
+        (H, W) bool.
+    """
+    main, hidden = _main_parts(place), _hidden(obj, place)
+    strays = _away(parts, place, hidden, edges)
+    if parts[theirs].any():
+        strays |= _away(parts, main, hidden, edges) & np.isin(parts, np.unique(parts[theirs]))
+    if leaps or rivals:
+        # What has joined it may touch the scrap that its smaller part is.
+        core = _largest_part(place) if leaps else main
+        own = np.isin(parts, np.unique(parts[core & (parts > 0)]))
+        if own.any():
+            strays |= ~own & (parts > 0)
+    return strays
 
 
 def _edges(around: tuple[slice, slice], picture_hw: tuple[int, int]) -> list[tuple[slice, slice]]:

@@ -155,6 +155,17 @@ def relative_likeness(objects: list[TrackedObject], logits: Tensor, embedding: E
     return likeness([o.target for o in objects], logits, embedding) / running
 
 
+def greater_likeness(objects: list[TrackedObject], logits: Tensor, embedding: Embedding) -> Tensor:
+    """The greater of ``relative_likeness`` and that to what the objects looked like of late: (N,).
+
+    The reference says little of an object that has turned; what it was a moment ago does.
+    """
+    looks = [*(o.target for o in objects), *(o.recent for o in objects)]
+    to_target, of_late = likeness(looks, logits, embedding).view(2, -1)
+    running = torch.tensor([o.likeness for o in objects])
+    return torch.maximum(to_target / running, of_late)
+
+
 def remember_likeness(objects: list[TrackedObject], embedding: Embedding) -> None:
     """Update the running likeness of the objects seen in this frame."""
     seen = [o for o in objects if o.frames_lost == 0]
@@ -163,11 +174,6 @@ def remember_likeness(objects: list[TrackedObject], embedding: Embedding) -> Non
         values = likeness([o.target for o in seen], logits, embedding)
         for obj, value in zip(seen, values.tolist(), strict=True):
             obj.learn_likeness(value)
-
-
-def recent_likeness(objects: list[TrackedObject], logits: Tensor, embedding: Embedding) -> Tensor:
-    """Likeness of N masks (N, 4h, 4w) to what the objects looked like of late: (N,)."""
-    return likeness([o.recent for o in objects], logits, embedding)
 
 
 def remember_looks(objects: list[TrackedObject], embedding: Embedding) -> None:

@@ -9,11 +9,10 @@ not, the prior is believed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 
 from persam_video.config import PersonalizeConfig, TrackConfig
@@ -21,7 +20,7 @@ from persam_video.sam.decoder import SamDecoder, cells_of_picture, window_seen
 from persam_video.tracking.aggregation import moved_objects
 from persam_video.tracking.appearance_memory import AppearanceMemory
 from persam_video.tracking.background import Change
-from persam_video.tracking.cell_scores import cell_scores
+from persam_video.tracking.cell_scores import Scored, best_place, cell_scores
 from persam_video.tracking.features import FeatureSpace, FrameFeatures, grid_stride
 from persam_video.tracking.grid import (
     cells_in,
@@ -35,8 +34,7 @@ from persam_video.tracking.lesson import Lesson
 from persam_video.tracking.objects import TrackedObject
 from persam_video.tracking.persam import (
     PersamMethod,
-    recent_likeness,
-    relative_likeness,
+    greater_likeness,
     remember_likeness,
     remember_looks,
 )
@@ -61,27 +59,6 @@ _GAP = 2
 that are one."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Scored:
-    """Where an object could be in a frame, by its looks.
-
-    Attributes:
-        region: (h, w) bool, where on the feature grid it is searched, n cells.
-        scores: (n,) float32 of ``cell_scores``.
-    """
-
-    embedding: Embedding
-    obj: TrackedObject
-    lost: bool
-    region: Tensor
-    scores: Tensor
-
-    def holds_for(self, obj: TrackedObject, embedding: Embedding) -> bool:
-        """Whether it is about this frame, and the object has not been lost since, after a cut."""
-        same = self.embedding is embedding and self.obj is obj
-        return same and self.lost == (obj.frames_lost > 0)
-
-
 class PropagationMethod:
     """Online target model, appearance memory and gated SAM decoder.
 
@@ -100,7 +77,7 @@ class PropagationMethod:
         self._space: FeatureSpace | None = None
         self._far_off: Sums | None = None
         self._frame: tuple[Embedding, FrameFeatures] | None = None
-        self._prepared: _Scored | None = None
+        self._prepared: Scored | None = None
 
     def learn(
         self,
@@ -220,11 +197,7 @@ class PropagationMethod:
         tracked = ObjectState.TRACKED
         missed = prior.new_tensor([0 if o.state is tracked else o.area for o in objects])
         logits = sharpened(prior, moved, embedding, self._decoder, self._config, missed) + moved
-        # The reference says little of an object that has turned; what it was a moment ago does.
-        alike = torch.maximum(
-            relative_likeness(objects, logits, embedding),
-            recent_likeness(objects, logits, embedding),
-        )
+        alike = greater_likeness(objects, logits, embedding)
         return logits, _certainty(logits) * (alike / _ALIKE).clamp(0, 1)
 
     def _moved(
@@ -245,7 +218,7 @@ class PropagationMethod:
         lost = torch.tensor([obj.frames_lost > 0 for obj in objects])
         return torch.where(lost[:, None, None], -2 * limit * change.empty, moved)
 
-    def _scored(self, obj: TrackedObject, frame: FrameFeatures, embedding: Embedding) -> _Scored:
+    def _scored(self, obj: TrackedObject, frame: FrameFeatures, embedding: Embedding) -> Scored:
         """Score the cells of the region in which an object is searched."""
         if self._prepared is not None and self._prepared.holds_for(obj, embedding):
             return self._prepared
@@ -254,7 +227,7 @@ class PropagationMethod:
         # In a whole frame single cells find their like: a lost object is searched by the model.
         memory = None if lost else obj.memory
         scores = cell_scores(frame, region, obj.model, memory, self._config)
-        return _Scored(embedding, obj, lost, region, scores)
+        return Scored(embedding, obj, lost, region, scores)
 
     def _prior(
         self, obj: TrackedObject, moved: Tensor, frame: FrameFeatures, embedding: Embedding
@@ -277,39 +250,9 @@ class PropagationMethod:
         prior = nowhere.index_copy_(0, cells, found).view(region.shape)
         if obj.frames_lost > 0:
             gap = cells_of(_GAP, embedding, grid_stride(config, embedding))
-            prior = self._best_place(obj, prior, frame, gap)
+            memory = obj.memory if config.memory_share else None
+            prior = torch.where(best_place(prior, frame, memory, gap), prior, -limit)
         return prior
-
-    def _best_place(
-        self, obj: TrackedObject, prior: Tensor, frame: FrameFeatures, gap: int
-    ) -> Tensor:
-        """Leave one place of those where a lost object could be: the one with the most evidence.
-
-        In a whole frame other things look like parts of it; taken in with it, they would be learnt.
-        Evidence is the sum over a place's cells of their logits, each by the chance that the
-        appearance memory gives it.
-
-        Args:
-            obj: The object.
-            prior: (h, w) logits over the whole frame.
-            frame: The frame's features.
-            gap: Cells by which parts are grown to become one place.
-
-        Returns:
-            (h, w) logits.
-        """
-        inside = prior > 0
-        wider = ndimage.binary_dilation(inside.numpy(), iterations=gap)
-        places, count = ndimage.label(wider)
-        if count < 2:
-            return prior
-        evidence = torch.zeros_like(prior)
-        evidence[inside] = prior[inside]
-        if self._config.memory_share:
-            evidence[inside] *= (1 + obj.memory.score(frame.looks(cells_in(inside)))) / 2
-        sums = ndimage.sum_labels(evidence.numpy(), places, np.arange(1, count + 1))
-        kept = torch.from_numpy(places == int(sums.argmax()) + 1)
-        return torch.where(kept, prior, -self._config.logit_limit)
 
     def remember(self, objects: list[TrackedObject], embedding: Embedding) -> None:
         """Let the objects that were found with confidence learn from this frame."""
