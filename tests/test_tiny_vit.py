@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 from persam_video.sam import tiny_vit
-from persam_video.sam.tiny_vit import MBConv, TinyViT
+from persam_video.sam.tiny_vit import MBConv, Mlp, TinyViT
 
 
 def _error(got: torch.Tensor, true: torch.Tensor) -> float:
@@ -91,6 +91,41 @@ def test_bottleneck_in_strips_is_the_same(
         strips = block(x)
     assert strips.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(strips, whole, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("tokens", [1, 40, 126, 1000])  # of 15 x 18: all of them with the last
+def test_perceptron_some_tokens_at_once_is_the_same(
+    tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    perceptron = Mlp(8)
+    x = torch.randn(1, 15, 18, 8)
+    calls = []
+    original = Mlp._perceptron
+
+    def counted(self: Mlp, some: torch.Tensor) -> torch.Tensor:
+        calls.append(len(some))
+        return original(self, some)
+
+    with torch.inference_mode():
+        whole = original(perceptron, perceptron.norm(x))
+        monkeypatch.setattr(Mlp, "_perceptron", counted)
+        monkeypatch.setattr(tiny_vit, "_AT_ONCE", (tokens * 32 * x.element_size(), 1))
+        parts = perceptron(x)
+    assert sum(calls) == 15 * 18 and max(calls) == min(tokens, 15 * 18)
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("order", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("shape", [(1, 16, 7, 5), (2, 3, 4, 6)])
+def test_gelu_of_a_map_in_any_order(shape: tuple[int, ...], order: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    x = 3 * torch.randn(shape).contiguous(memory_format=order)
+    true, memory = F.gelu(x), x.data_ptr()
+    with torch.inference_mode():
+        got = tiny_vit._gelu(x)
+    assert got.data_ptr() == memory and got.is_contiguous(memory_format=order)
+    torch.testing.assert_close(got, true, rtol=1e-5, atol=1e-6)
 
 
 @needs_bfloat16
