@@ -110,7 +110,7 @@ def _results(
             results = ahead(results, 1, "persam-tracker")
         return results
 
-    processor_threads()  # torch meets this thread before the tracker's takes some of its threads
+    take_threads(processor_threads())  # which this thread keeps when the tracker's takes some
     frames, interval = _numbered(source), tracker.keyframe_interval
     if interval > 1:
         return in_between(frames, interval, reference.later, follow, tracker.along_edges)

@@ -398,6 +398,7 @@ def test_track_later_mask_that_makes_no_sense_is_told_before_anything_is_written
     assert not Path("clip_tracked").exists()
 
 
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_track_ctrl_c_leaves_whole_files_and_exit_code_130(
     clip: Path, fake: Callable[..., list[Config]], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -423,6 +423,7 @@ def test_run_interrupted_writes_what_was_tracked_and_closes(error: BaseException
     assert sink.closed == 1
 
 
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_run_ctrl_c_while_sinks_are_closing_lets_them_finish() -> None:
     class SlowlyClosing(ListSink):
         whole = False

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import itertools
 import os
 import tarfile
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -741,6 +743,21 @@ def test_decode_with_guidance_equals_numpy(small: Small, attention: bool, semant
     for i, mlp in enumerate(mask_decoder.output_hypernetworks_mlps):
         mask = torch.einsum("nc,nchw->nhw", mlp(hidden_tokens[:, 1 + i]), upscaled)
         torch.testing.assert_close(got.logits[:, i], mask, rtol=1e-4, atol=1e-5)
+
+
+def test_decoder_that_nobody_holds_is_gone_at_once(small: Small) -> None:
+    """With it what it has recorded of a GPU's memory."""
+    decoder = SamDecoder(small.decoder.prompt_encoder, small.decoder.mask_decoder)
+    decoder.decode(small.embedding, small.prompts)
+    gone = weakref.ref(decoder)
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        del decoder
+        assert gone() is None
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def test_decode_each_guidance_changes_the_answer(small: Small) -> None:
