@@ -143,8 +143,8 @@ def _tracked(
         lanes = Lanes(tracker.device)
         embeddings = _encoded(chain((first,), frames), boxes, tracker, lanes, at_once, each)
         # The tracker works while the encoder does. With all threads for itself, too, each of its
-        # many small steps would wait for one whose core the encoder holds.
-        share = max(1, threads // 2)
+        # many small steps would wait for one whose core the encoder holds, unless that is a GPU's.
+        share = threads if lanes.are_open else max(1, threads // 2)
         later = LaterMasks(tracker, reference)
         with closing(ahead(embeddings, at_once, "persam-planner")) as encoded:
             try:
@@ -168,6 +168,7 @@ def _tracked(
                 later.check_end()
             finally:
                 boxes.end()  # the encoder may be waiting for one
+                tracker.wait()
 
 
 def _encoded(

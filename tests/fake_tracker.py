@@ -64,6 +64,9 @@ class FakeTracker:
     def box_around(self, labels: UInt8Array) -> Box:
         return None
 
+    def wait(self) -> None:
+        pass
+
     def along_edges(self, labels: UInt8Array, image_rgb: UInt8Array) -> UInt8Array:
         self.drawn.append(image_rgb)
         return labels

@@ -49,6 +49,8 @@ def moved_objects(taken: Tensor, change: Tensor) -> Tensor:
     Returns:
         (N, h, w) float32, ``change`` or the part of it that is negative.
     """
+    if len(taken) == 1:
+        return change[None]
     count = taken.sum(dim=0, dtype=torch.uint8)
     return torch.where(count > taken, change.clamp_max(0), change)
 

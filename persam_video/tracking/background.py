@@ -11,7 +11,7 @@ a change says nothing.
 
 from __future__ import annotations
 
-from collections import deque
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,6 +25,7 @@ from torch import Tensor
 from persam_video.tracking.camera import LEAST_SHARE, Camera
 from persam_video.tracking.grid import over_square
 from persam_video.tracking.passing import Passing
+from persam_video.tracking.side_by_side import in_bands, side_by_side, spread
 from persam_video.types import BoolArray, Embedding, Float32Array, UInt8Array
 
 _LONGEST = 512
@@ -76,8 +77,6 @@ _WHOLLY, _HALF = 252, 127
 """Of 255, what a pixel of a moved mask has more of when nearly all of it is inside, and half."""
 _EVERY = 4
 """Of the rows and columns one in so many is enough for how much pixels usually differ."""
-_AHEAD = 4
-"""Frames that are looked at ahead, at most."""
 _THUMBNAIL = 32, 18
 """Width and height to which pictures are reduced where only their whole counts."""
 _CUT = 3.0
@@ -87,6 +86,21 @@ _CUT_NOISE = 0.5
 """CIELAB units; less than this a thumbnail is never taken to differ by."""
 _CUT_LEARNT = 0.3
 """Share of a new frame in how much pictures differ."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reduced:
+    """A frame as it is compared.
+
+    Attributes:
+        gray: (h, w) uint8.
+        colours: (h, w, 3) float32, smoothed CIELAB, lightness weighted.
+        thumbnail: The same, very small.
+    """
+
+    gray: UInt8Array
+    colours: Float32Array
+    thumbnail: Float32Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +121,14 @@ class Change:
         """As long as nobody knows which object it is."""
         return replace(self, votes=self.votes.clamp_max(0))
 
-    def over_square(self, embedding: Embedding) -> Change:
-        """Both as (4h, 4w) over the padded square of the frame's embedding."""
-        return Change(*(over_square(m, embedding) for m in (self.votes, self.empty)))
+    def over_square(self, embedding: Embedding, *, lost: bool = True) -> Change:
+        """Both as (4h, 4w) over the padded square of the frame's embedding.
+
+        Without a ``lost`` object nobody asks where it cannot be: ``empty`` is 0 then.
+        """
+        votes = over_square(self.votes, embedding)
+        empty = over_square(self.empty, embedding) if lost else torch.zeros_like(votes)
+        return Change(votes, empty)
 
 
 class Background:
@@ -132,7 +151,6 @@ class Background:
         self._objects: BoolArray = np.zeros((0, 0), np.bool_)
         self._inside: BoolArray = np.zeros((0, 0), np.bool_)
         self._empty: BoolArray = np.zeros((0, 0), np.bool_)
-        self._ahead: deque[tuple[UInt8Array, UInt8Array, Float32Array]] = deque(maxlen=_AHEAD)
         self._camera = Camera(self._scale)
         self._passing = Passing()
         self._false_alarms = _DISTRUST
@@ -140,13 +158,18 @@ class Background:
         self.cut = False
         """Whether the latest frame is from another scene or viewpoint than the one before."""
 
-    def look_ahead(self, image_rgb: UInt8Array) -> None:
-        """Do what ``look`` does with a frame alone; on another thread, up to four frames ahead.
+    def twin(self) -> Background:
+        """The same background, to look at the next frame without this one knowing of it.
 
-        Args:
-            image_rgb: The very (H, W, 3) uint8 RGB array that ``look`` will be given.
+        Of the two only one may be told anything from then on.
         """
-        self._ahead.append((image_rgb, *self._reduced(image_rgb)))
+        twin = copy.copy(self)
+        twin._camera = copy.deepcopy(self._camera)
+        return twin
+
+    def reduced(self, image_rgb: UInt8Array) -> Reduced:
+        """What ``look`` makes of a (H, W, 3) uint8 RGB picture alone, whatever was seen before."""
+        return _reduced(image_rgb, self._longest, _BLUR * self._scale)
 
     def look(self, image_rgb: UInt8Array) -> Change:
         """Compare a new frame with the background; ``cut`` is about this frame then.
@@ -157,54 +180,81 @@ class Background:
         Returns:
             Over the whole frame, h, w <= ``longest``.
         """
-        gray, colours = self._seen_ahead(image_rgb) or self._reduced(image_rgb)
-        old, shape = self._view, gray.shape
-        self.cut = False
-        stayed = np.ones(shape, np.bool_)
-        moved, one_plane = None, 0.0
-        if old is not None and old.gray.shape == shape:
-            moved, one_plane = self._camera.motion(old.gray, gray, ~self._objects)
-            apart = _apart(old.colours, colours)
-            of_late = apart if self._restless is None else self._restless
-            differs = apart > _CUT * max(of_late, _CUT_NOISE)
-            self.cut = differs and not self._camera.same_place
-            self._restless = of_late + _CUT_LEARNT * (apart - of_late)
-        if self.cut or (old is not None and old.gray.shape != shape):
-            self._camera.forget()
-        if moved is None:
-            self._mean, self._spread = colours.copy(), np.full(shape, _NOISE, np.float32)
-            self._known, self._objects = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
-            self._inside, self._empty = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
-            self._false_alarms = _DISTRUST
-        else:
-            assert old is not None
-            stayed = _nearer_than(_CHANGING * _NOISE, colours, _warped(old.colours, moved))
-            self._mean = _warped(self._mean, moved)
-            self._spread = _warped(self._spread, moved)
-            masks = self._known, self._objects, self._inside, self._empty
-            known, objects, inside, empty = cv2.split(_warped(_in_bytes(masks), moved))
-            # Interpolation takes a rim off what is known with every motion, and with it what has
-            # been behind the object for so long that its place is no longer certain.
-            self._known, self._empty = known > _WHOLLY, empty > _WHOLLY
-            self._objects, self._inside = objects > _HALF, inside > _HALF
-        difference = _difference(colours, self._mean)
+        return self.look_at(self.reduced(image_rgb))
+
+    def look_at(self, picture: Reduced) -> Change:
+        """``look`` at what is made of a frame."""
+        camera, one_plane = self._motion_to(picture)
+        stayed = self._carried_to(picture, camera)
+        difference = _difference(picture.colours, self._mean)
         sampled = difference[::_EVERY, ::_EVERY][self._known[::_EVERY, ::_EVERY]]
         usual = float(np.percentile(sampled, 70)) if sampled.size else 0.0
         floor = max(usual, _NOISE)
-        spread = np.maximum(self._spread, floor)
-        spreads = np.asarray(difference / spread, np.float32)
-        self._view = _View(gray, colours, difference, spreads, stayed, moved)
+        spreads = np.asarray(difference / np.maximum(self._spread, floor), np.float32)
+        self._view = _View(picture, difference, spreads, stayed, camera)
+        strange, edge = side_by_side(
+            lambda: self._strange(spreads),
+            lambda: _edge(difference, self._scale * _EDGE_RADIUS),
+        )
         seen = _ramp(one_plane, *_ONE_PLANE)
         trust = seen * (1 - _ramp(self._false_alarms, *_FALSE_ALARMS))
-        trust *= 1 - _ramp(self._strange(spreads), *_STRANGE)
-        largest = cv2.dilate(difference, _square(self._scale * _EDGE_RADIUS))
-        edge = _ramp(np.asarray(difference / np.maximum(largest, 1e-3), np.float32), *_EDGE)
+        trust *= 1 - _ramp(strange, *_STRANGE)
         come = trust * _ramp(spreads, _CHANGING, _CHANGED) * edge
         # Smoke and crowds make changes mean nothing, but not that something looks as it did.
         still = trust * np.clip(_STILL - spreads, 0, 1)
         still = np.maximum(still, seen * np.clip(_STILL - difference / floor, 0, 1))
         maps = (come - still) * self._known, still * self._empty
-        return Change(*(torch.from_numpy(_smoothed(m, _BLUR * self._scale)) for m in maps))
+        smooth = spread(lambda m: _smoothed(m, _BLUR * self._scale), maps)
+        return Change(*(torch.from_numpy(m) for m in smooth))
+
+    def _motion_to(self, picture: Reduced) -> tuple[NDArray[np.float64] | None, float]:
+        """The camera's to a new frame, as of ``Camera.motion``; sets ``cut``."""
+        self.cut = False
+        if self._view is None:
+            return None, 0.0
+        before = self._view.picture
+        if before.gray.shape != picture.gray.shape:
+            self._camera.forget()
+            return None, 0.0
+        camera, one_plane = self._camera.motion(before.gray, picture.gray, ~self._objects)
+        # By how much two pictures differ as a whole, in CIELAB units.
+        apart = float(cv2.absdiff(before.thumbnail, picture.thumbnail).mean())
+        of_late = apart if self._restless is None else self._restless
+        self.cut = apart > _CUT * max(of_late, _CUT_NOISE) and not self._camera.same_place
+        self._restless = of_late + _CUT_LEARNT * (apart - of_late)
+        if self.cut:
+            self._camera.forget()
+        return camera, one_plane
+
+    def _carried_to(self, picture: Reduced, camera: NDArray[np.float64] | None) -> BoolArray:
+        """Lay what is known of each pixel over a new frame, or start anew.
+
+        Returns:
+            (h, w) bool, where that frame looks like the one before.
+        """
+        shape, view = picture.gray.shape, self._view
+        if camera is None or view is None:
+            self._mean, self._spread = picture.colours.copy(), np.full(shape, _NOISE, np.float32)
+            self._known, self._objects = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
+            self._inside, self._empty = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
+            self._false_alarms = _DISTRUST
+            return np.ones(shape, np.bool_)
+        before = view.picture.colours
+        _, stayed = side_by_side(
+            lambda: self._carry(camera),
+            lambda: _nearer_than(_CHANGING * _NOISE, picture.colours, _warped(before, camera)),
+        )
+        return np.asarray(stayed)
+
+    def _carry(self, camera: NDArray[np.float64]) -> None:
+        self._mean = _warped(self._mean, camera)
+        self._spread = _warped(self._spread, camera)
+        masks = self._known, self._objects, self._inside, self._empty
+        known, objects, inside, empty = cv2.split(_warped(_in_bytes(masks), camera))
+        # Interpolation takes a rim off what is known with every motion, and with it what has been
+        # behind the object for so long that its place is no longer certain.
+        self._known, self._empty = known > _WHOLLY, empty > _WHOLLY
+        self._objects, self._inside = objects > _HALF, inside > _HALF
 
     def learn(self, labels: UInt8Array, *, all_tracked: bool = True) -> None:
         """Take what is not an object in the frame just looked at as background.
@@ -215,10 +265,11 @@ class Background:
         """
         view = self._view
         assert view is not None
-        self._objects, inside = _taken(labels > 0, view, self._scale * _AROUND_MASK)
-        small = cv2.resize(labels, view.gray.shape[::-1], interpolation=cv2.INTER_NEAREST)
-        passed = self._passing.learn(np.asarray(small, np.uint8), view.stayed, view.camera)
-        self._objects &= ~passed
+        (taken, inside), passed = side_by_side(
+            lambda: _taken(labels > 0, view, self._scale * _AROUND_MASK),
+            lambda: self._passed(labels, view),
+        )
+        self._objects = taken & ~passed
         # What was well inside an object and has stayed as it was is still that object, found or
         # not. Learnt as background, what is missed once would be missed for good.
         self._inside = (inside | (self._inside & view.stayed)) & ~passed
@@ -229,25 +280,19 @@ class Background:
             alarms = float((view.spreads[nearby] > _ALARM).mean())
             self._false_alarms += _ALARMS_LEARNT * (alarms - self._false_alarms)
         old = known.astype(np.uint8)
-        cv2.accumulateWeighted(view.colours, self._mean, _LEARNT, mask=old)
+        cv2.accumulateWeighted(view.picture.colours, self._mean, _LEARNT, mask=old)
         cv2.accumulateWeighted(view.difference, self._spread, _SPREAD_LEARNT, mask=old)
-        cv2.copyTo(view.colours, new.view(np.uint8), self._mean)
+        cv2.copyTo(view.picture.colours, new.view(np.uint8), self._mean)
         self._spread[new] = _NOISE
         self._known |= free
         # What has changed may be an object that was missed, and has been learnt as background.
         unlike = free & (view.spreads > _ALARM)
         self._empty = (self._known if all_tracked else self._empty) & ~unlike
 
-    def _reduced(self, image_rgb: UInt8Array) -> tuple[UInt8Array, Float32Array]:
-        return _reduced(image_rgb, self._longest, _BLUR * self._scale)
-
-    def _seen_ahead(self, image_rgb: UInt8Array) -> tuple[UInt8Array, Float32Array] | None:
-        """What ``look_ahead`` made of a frame; frames that came before it are let go of."""
-        while self._ahead:
-            image, gray, colours = self._ahead.popleft()
-            if image is image_rgb:
-                return gray, colours
-        return None
+    def _passed(self, labels: UInt8Array, view: _View) -> BoolArray:
+        """(h, w) bool, what an object of a (H, W) label map has left behind."""
+        small = cv2.resize(labels, view.picture.gray.shape[::-1], interpolation=cv2.INTER_NEAREST)
+        return self._passing.learn(np.asarray(small, np.uint8), view.stayed, view.camera)
 
     def _strange(self, spreads: Float32Array) -> float:
         """Changed area near the objects that they cannot have moved to, in areas of the objects."""
@@ -285,22 +330,21 @@ class Background:
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """What is kept of the latest frame: all (h, w), colours (h, w, 3).
+    """What is kept of the latest frame: all (h, w).
 
     ``difference`` is the one to the background's mean, ``spreads`` the same in spreads; ``stayed``
     says where the frame looks like the one before, and ``camera`` is the homography from there.
     """
 
-    gray: UInt8Array
-    colours: Float32Array
+    picture: Reduced
     difference: Float32Array
     spreads: Float32Array
     stayed: BoolArray
     camera: NDArray[np.float64] | None
 
 
-def _reduced(image_rgb: UInt8Array, longest: int, blur: float) -> tuple[UInt8Array, Float32Array]:
-    """(h, w) uint8 grey values and (h, w, 3) float32 smoothed CIELAB of a smaller picture."""
+def _reduced(image_rgb: UInt8Array, longest: int, blur: float) -> Reduced:
+    """A picture whose longer side is no more than ``longest``."""
     height, width = image_rgb.shape[:2]
     scale = min(1.0, longest / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
@@ -313,32 +357,46 @@ def _reduced(image_rgb: UInt8Array, longest: int, blur: float) -> tuple[UInt8Arr
     lab = cv2.cvtColor(small, cv2.COLOR_RGB2LAB).astype(np.float32)
     colours = cv2.GaussianBlur(cv2.transform(lab, _FROM_BYTES), (0, 0), blur)
     gray = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
-    return np.asarray(gray, np.uint8), np.asarray(colours, np.float32)
-
-
-def _apart(before: Float32Array, after: Float32Array) -> float:
-    """By how much two pictures differ as a whole, mean of their thumbnails in CIELAB units."""
-    small = [cv2.resize(p, _THUMBNAIL, interpolation=cv2.INTER_AREA) for p in (before, after)]
-    return float(cv2.absdiff(small[0], small[1]).mean())
+    thumbnail = cv2.resize(colours, _THUMBNAIL, interpolation=cv2.INTER_AREA)
+    maps = np.asarray(colours, np.float32), np.asarray(thumbnail, np.float32)
+    return Reduced(np.asarray(gray, np.uint8), *maps)
 
 
 def _difference(colours: Float32Array, mean: Float32Array) -> Float32Array:
     """(h, w) float32 distance of each pixel to the most similar one within one pixel."""
     height, width = colours.shape[:2]
     padded = cv2.copyMakeBorder(mean, 1, 1, 1, 1, cv2.BORDER_REPLICATE)
-    planes = list(zip(cv2.split(colours), cv2.split(padded), strict=True))
     nearest = np.full((height, width), np.inf, np.float32)
-    # One buffer for all: fresh memory for pictures of this size takes longer than the sums.
-    squared, apart = np.empty_like(nearest), np.empty_like(nearest)
-    for row in range(3):
-        for column in range(3):
-            there = slice(row, row + height), slice(column, column + width)
-            squared[:] = 0
-            for here, plane in planes:
-                cv2.subtract(here, plane[there], apart)
-                cv2.accumulateSquare(apart, squared)
-            cv2.min(nearest, squared, nearest)
-    return np.sqrt(nearest, out=nearest)
+
+    def compare(band: slice) -> None:
+        around = padded[band.start : band.stop + 2]
+        planes = list(zip(cv2.split(colours[band]), cv2.split(around), strict=True))
+        # One buffer for all: fresh memory for pictures of this size takes longer than the sums.
+        best = nearest[band]
+        squared, apart = np.empty_like(best), np.empty_like(best)
+        for row in range(3):
+            for column in range(3):
+                there = slice(row, row + len(best)), slice(column, column + width)
+                squared[:] = 0
+                for here, plane in planes:
+                    cv2.subtract(here, plane[there], apart)
+                    cv2.accumulateSquare(apart, squared)
+                cv2.min(best, squared, best)
+        np.sqrt(best, out=best)
+
+    in_bands(compare, height)
+    return nearest
+
+
+def _edge(difference: Float32Array, radius: float) -> Float32Array:
+    """(h, w) float32, 0 where a difference is far below the largest one nearby, 1 where it is not.
+
+    The former is the blur of an edge.
+    """
+    largest = cv2.dilate(difference, _square(radius))
+    return np.asarray(
+        _ramp(np.asarray(difference / np.maximum(largest, 1e-3), np.float32), *_EDGE), np.float32
+    )
 
 
 def _nearer_than(distance: float, a: Float32Array, b: Float32Array) -> BoolArray:
@@ -361,7 +419,7 @@ def _in_bytes(masks: Sequence[BoolArray]) -> UInt8Array:
 
 def _taken(mask: BoolArray, view: _View, around: float) -> tuple[BoolArray, BoolArray]:
     """(H, W) mask -> (h, w) bool, with what lies beside it, and without its edge."""
-    size = view.gray.shape[1], view.gray.shape[0]
+    size = view.picture.gray.shape[1], view.picture.gray.shape[0]
     small = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0
     return _grown(small, around), ~_grown(~small, around)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import cv2
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
@@ -154,11 +156,11 @@ def _chosen(mask: Tensor, region: Tensor, step: int) -> tuple[Tensor, Tensor]:
     place = rectangle_of(region.numpy())
     # Of an object smaller than a cell its fullest cells count as touched.
     least = (mask[place].max() / 2).clamp_max(_TOUCHED)
-    touched = (mask[place] > least).float()[None, None]
-    reach = round(_NEAR * step)
-    rows = F.max_pool2d(touched, (2 * reach + 1, 1), stride=1, padding=(reach, 0))
+    touched = (mask[place] > least).numpy().view(np.uint8)
+    # OpenCV takes a tenth of torch's time for this.
+    square = np.ones((2 * round(_NEAR * step) + 1,) * 2, np.uint8)
     near = torch.zeros_like(region)
-    near[place] = F.max_pool2d(rows, (1, 2 * reach + 1), stride=1, padding=(0, reach))[0, 0] > 0
+    near[place] = torch.from_numpy(cv2.dilate(touched, square) > 0)
     kinds = _spread(region & near, 1), _spread(region & ~near, _EVERY)
     cells, counts = (torch.cat(parts) for parts in zip(*kinds, strict=True))
     return cells, counts

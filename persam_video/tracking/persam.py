@@ -178,7 +178,7 @@ def remember_likeness(objects: list[TrackedObject], embedding: Embedding) -> Non
 
 def remember_looks(objects: list[TrackedObject], embedding: Embedding) -> None:
     """Let what the objects look like follow their masks in this frame."""
-    seen = [o for o in objects if (o.logits > 0).any()]
+    seen = [o for o in objects if (o.logits.numpy() > 0).any()]
     if seen:
         logits = torch.stack([o.logits for o in seen])
         looks = renewed([o.recent for o in seen], logits, embedding, _LOOK_RATE)

@@ -216,6 +216,8 @@ class PropagationMethod:
         most = min(self._config.background, limit)
         moved = moved_objects(expected, most * change.votes)
         lost = torch.tensor([obj.frames_lost > 0 for obj in objects])
+        if not lost.any():
+            return moved
         return torch.where(lost[:, None, None], -2 * limit * change.empty, moved)
 
     def _scored(self, obj: TrackedObject, frame: FrameFeatures, embedding: Embedding) -> Scored:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
-from typing import Any, TypeVar
+from functools import partial
+from itertools import chain, pairwise
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -93,48 +94,78 @@ def spread(function: Callable[[A], B], items: Iterable[A]) -> list[B]:
     return _shared(function, list(items), _threads())
 
 
+def in_bands(function: Callable[[slice], object], length: int) -> None:
+    """Call a function with the parts of a length, one for each thread that there is.
+
+    Args:
+        function: Must do no more to what others read than to its own part.
+        length: At least 1.
+    """
+    count = min(_threads(), length)
+    bounds = [length * i // count for i in range(count + 1)]
+    spread(function, [slice(*part) for part in pairwise(bounds)])
+
+
+class Meanwhile(Generic[A]):
+    """A function that is called on a thread of its own, until somebody wants to have its result.
+
+    Torch works on one thread in it; ``spread`` has those that the caller may have.
+
+    Args:
+        function: Asks nothing of an accelerator, unless nobody else does meanwhile.
+        threads: For ``spread``, itself included; None = as many as the caller.
+    """
+
+    def __init__(self, function: Callable[[], A], threads: int | None = None) -> None:
+        self._function, self._threads = function, _threads() if threads is None else threads
+        self._inference = torch.is_inference_mode_enabled()  # which every thread has for itself
+        self._result: list[A] = []
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="persam-beside", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return when it has ended, with a result or an error."""
+        self._thread.join()
+
+    def result(self) -> A:
+        """What the function returns, or raises."""
+        self.wait()
+        if self._error is not None:
+            raise self._error
+        return self._result[0]
+
+    def _work(self) -> None:
+        take_threads(1)
+        _this_thread.count = self._threads
+        try:
+            with torch.inference_mode(self._inference):
+                self._result.append(self._function())
+        except BaseException as error:  # raised again on the caller's thread
+            self._error = error
+
+
 def _shared(function: Callable[[A], B], items: list[A], threads: int) -> list[B]:
     """``spread``, on so many threads."""
     count = min(threads, len(items))
     if count < 2:
         return [function(item) for item in items]
     bounds = [len(items) * i // count for i in range(count + 1)]
-    shares = [items[low:high] for low, high in pairwise(bounds)]
-    found: list[list[B]] = [[] for _ in shares]
-    errors: list[BaseException | None] = [None for _ in shares]
-    inference = torch.is_inference_mode_enabled()  # which every thread has for itself
+    own, *shares = [items[low:high] for low, high in pairwise(bounds)]
 
-    def work(i: int) -> None:
-        take_threads(1)
-        _this_thread.count = threads // count
-        try:
-            with torch.inference_mode(inference):
-                found[i] = [function(item) for item in shares[i]]
-        except BaseException as error:  # raised again on the caller's thread
-            errors[i] = error
+    def each(share: list[A]) -> list[B]:
+        return [function(item) for item in share]
 
-    others = [
-        threading.Thread(target=work, args=(i,), name="persam-beside", daemon=True)
-        for i in range(1, count)
-    ]
+    others: list[Meanwhile[list[B]]] = []
     with _sharing(1 if _beside() else threads // count):
-        started = []
         try:
-            for thread in others:
-                thread.start()
-                started.append(thread)
-            found[0] = [function(item) for item in shares[0]]
+            for share in shares:
+                others.append(Meanwhile(partial(each, share), threads // count))
+            found = each(own)
         finally:
-            _wait_for(started)
-    for error in errors:
-        if error is not None:
-            raise error
-    return [result for results in found for result in results]
-
-
-def _wait_for(others: list[threading.Thread]) -> None:
-    for thread in others:
-        thread.join()
+            for other in others:
+                other.wait()
+    return [*found, *chain.from_iterable(other.result() for other in others)]
 
 
 def _threads() -> int:

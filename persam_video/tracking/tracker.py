@@ -27,10 +27,11 @@ from persam_video.sam.image_encoder import (
 )
 from persam_video.sam.models import load_sam
 from persam_video.tracking.aggregation import kept_share, label_map, soft_aggregate
-from persam_video.tracking.background import Background, Change
+from persam_video.tracking.background import Change
 from persam_video.tracking.close_up import CloseUps
 from persam_video.tracking.crop import box_ahead, box_around, shows_expected_places
 from persam_video.tracking.edges import along_edges
+from persam_video.tracking.look_ahead import LookAhead
 from persam_video.tracking.method import Method
 from persam_video.tracking.motion import Motion
 from persam_video.tracking.objects import TrackedObject, without_strays
@@ -112,12 +113,12 @@ class Tracker:
         self._planned: tuple[Box, ...] = (None,) * PLANNED
         self._method = self._make_method()
         self._close_ups: CloseUps | None = None
-        self._background: Background | None = None
+        self._background: LookAhead | None = None
         if self._track.method == "track":
             if self._track.close_up:
                 self._close_ups = CloseUps(self.encoder, self._decoder, self._track)
             if self._track.background > 0:
-                self._background = Background(self._track.background_size)
+                self._background = LookAhead(self._track.background_size)
 
     @property
     def device(self) -> torch.device:
@@ -188,11 +189,19 @@ class Tracker:
     def look_ahead(self, image_rgb: UInt8Array) -> None:
         """Do what ``step`` does with a picture alone, on another thread that has the time.
 
+        As long as the next picture is known, ``step`` has it compared with the background by a
+        thread that works on after its return.
+
         Args:
-            image_rgb: The very (H, W, 3) uint8 RGB array that a frame to come has.
+            image_rgb: The very (H, W, 3) uint8 RGB array that a frame to come has, in their order.
         """
         if self._background:
-            self._background.look_ahead(image_rgb)
+            self._background.know(image_rgb)
+
+    def wait(self) -> None:
+        """Return when no other thread works for this tracker."""
+        if self._background:
+            self._background.wait()
 
     def box_around(self, labels: UInt8Array) -> Box:
         """What ``encode`` should be given for a frame with this (H, W) uint8 label map."""
@@ -252,6 +261,7 @@ class Tracker:
         self._learn(labels, embedding, whole=whole)
         if self._background:
             self._background.learn(labels)  # void included: it may be object
+            self._background.go_on()
         self._planned = tuple(self._box_ahead(1 + i) for i in range(PLANNED))
         return self._result(frame, self._reference_labels(labels))
 
@@ -350,16 +360,20 @@ class Tracker:
         self, objects: list[TrackedObject], embedding: Embedding, change: Change | None
     ) -> None:
         """Find the masks of a frame, let them compete, and tell each object of its own."""
-        square = change.over_square(embedding) if change else None
+        lost = any(obj.frames_lost > 0 for obj in objects)
+        square = change.over_square(embedding, lost=lost) if change else None
         claimed, scores = self._method.segment(objects, embedding, square)
         rows, columns = (-(-length // 4) for length in embedding.input_hw)
         votes = square.votes if square else None
         with small_steps():
             claimed = without_strays(claimed, objects, (rows, columns), votes)
-            # In the padding there is nothing to compete for; a cell of it goes on as the picture.
-            logits, picture = claimed.clone(), (slice(rows + 1), slice(columns + 1))
-            logits[(..., *picture)] = soft_aggregate(claimed[(..., *picture)])
-            scores = scores * kept_share(claimed, logits)
+            logits = claimed
+            if len(objects) > 1:
+                # In the padding there is nothing to compete for; a cell of it goes on as the
+                # picture.
+                logits, picture = claimed.clone(), (slice(rows + 1), slice(columns + 1))
+                logits[(..., *picture)] = soft_aggregate(claimed[(..., *picture)])
+                scores = scores * kept_share(claimed, logits)
             for obj, mask, score in zip(objects, logits, scores.tolist(), strict=True):
                 obj.observe(mask, score, self._track)
 
@@ -394,6 +408,7 @@ class Tracker:
         self._background.learn(taken, all_tracked=tracked)
         if returned:
             self._background.forget(found)
+        self._background.go_on()
 
     @torch.inference_mode()
     def add(self, labels: UInt8Array) -> None:
