@@ -6,12 +6,14 @@ PerSAM, section 3.2: cosine similarity of the target with every cell of the test
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 from persam_video.personalize.target import Look, Target, valid_cells
+from persam_video.sam.cuda_graphs import Replayed
 from persam_video.sam.decoder import window_seen
 from persam_video.types import Embedding
 
@@ -94,10 +96,11 @@ def likeness(looks: Sequence[Look], logits: Tensor, embedding: Embedding) -> Ten
         (k * N,) float32: mean similarity under the mask, on a scale where the object in the look's
         own picture is at 1 and the rest of that picture at 0; unbounded; 0 for an empty mask.
     """
-    features, coverage = _features_and_coverage(logits, embedding)
+    cells, coverage = _cells_and_coverage(logits, embedding)
     coverage = coverage.repeat(len(looks) // len(logits), 1, 1)
     directions = torch.stack([look.direction for look in looks])
-    similarity = _mean(torch.einsum("nc,chw->nhw", directions, features).cpu(), coverage)
+    (similarity,) = _similarity(directions, coverage.to(cells.device), cells)
+    similarity = similarity.cpu()
     low = torch.tensor([look.background_similarity for look in looks])
     high = torch.tensor([look.self_similarity for look in looks])
     relative = (similarity - low) / (high - low).clamp_min(1e-3)
@@ -115,22 +118,43 @@ def renewed(
         embedding: Of the frame.
         share: Of the frame in the directions; the similarities are those of this frame.
     """
-    features, coverage = _features_and_coverage(logits, embedding)
-    own = torch.einsum("nhw,chw->nc", coverage.to(features), features)
+    cells, coverage = _cells_and_coverage(logits, embedding)
     before = torch.stack([look.direction for look in looks])
-    directions = F.normalize(torch.lerp(before, F.normalize(own, dim=1).to(before), share), dim=1)
-    maps = torch.einsum("nc,chw->nhw", directions.to(features), features).cpu()
-    high, low = _mean(maps, coverage), _mean(maps, (coverage == 0).float())
-    scales = zip(directions, high.tolist(), low.tolist(), strict=True)
-    return [Look(*scale) for scale in scales]
+    directions, scales = _turning(share)(before, coverage.to(cells.device), cells)
+    return [Look(*each) for each in zip(directions, *scales.tolist(), strict=True)]
 
 
-def _features_and_coverage(logits: Tensor, embedding: Embedding) -> tuple[Tensor, Tensor]:
-    """(C, h, w) unit features of the cells seen, and (N, h, w) how much of each the masks cover."""
+def _cells_and_coverage(logits: Tensor, embedding: Embedding) -> tuple[Tensor, Tensor]:
+    """(C, h, w) embedding of the cells seen, and (N, h, w) how much of each the masks cover."""
     seen = window_seen(embedding)
-    features = F.normalize(embedding.neck[(0, slice(None), *seen.slices)], dim=0)
     # The decoder's masks have four cells to one of the embedding's, across.
-    return features, F.avg_pool2d((logits[(..., *seen.scaled(4).slices)] > 0).float(), 4)
+    coverage = F.avg_pool2d((logits[(..., *seen.scaled(4).slices)] > 0).float(), 4)
+    return embedding.neck[(0, slice(None), *seen.slices)], coverage
+
+
+@Replayed
+def _similarity(directions: Tensor, coverage: Tensor, cells: Tensor) -> tuple[Tensor, ...]:
+    """(N, C) directions, (N, h, w) and (C, h, w) -> (N,) mean cosine where they are covered."""
+    maps = torch.einsum("nc,chw->nhw", directions, F.normalize(cells, dim=0))
+    return (_mean(maps, coverage),)
+
+
+@cache
+def _turning(share: float) -> Replayed:
+    """(N, C) directions, (N, h, w) and (C, h, w) -> (N, C), turned towards what is covered.
+
+    With it come (2, N) mean cosines where it is covered, and where it is not.
+    """
+
+    def turned(directions: Tensor, coverage: Tensor, cells: Tensor) -> tuple[Tensor, ...]:
+        features = F.normalize(cells, dim=0)
+        own = torch.einsum("nhw,chw->nc", coverage, features)
+        directions = F.normalize(torch.lerp(directions, F.normalize(own, dim=1), share), dim=1)
+        maps = torch.einsum("nc,chw->nhw", directions, features)
+        scales = _mean(maps, coverage), _mean(maps, (coverage == 0).float())
+        return directions, torch.stack(scales)
+
+    return Replayed(turned)
 
 
 def _mean(maps: Tensor, weights: Tensor) -> Tensor:

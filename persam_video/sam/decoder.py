@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -96,10 +96,10 @@ class SamDecoder:
         self.mask_decoder = mask_decoder
         self._network = MaskNetwork(mask_decoder)
         self._propose = Replayed(self._network)
-        self._sized: dict[tuple[int, int], tuple[PromptEncoder, Tensor]] = {}
+        self._sized: dict[tuple[int, int], _Sized] = {}
         with torch.inference_mode():
             grid = prompt_encoder.image_embedding_size
-            self._sized[grid] = prompt_encoder, self._grid_pe(prompt_encoder)
+            self._sized[grid] = _Sized.of(prompt_encoder, self.dtype)
 
     @property
     def device(self) -> torch.device:
@@ -141,9 +141,9 @@ class SamDecoder:
         where = windows
         if where is None:
             where = [Window(0, 0, columns, rows)] * len(prompts)
-        prompt_encoder, grid_pe = self._for_grid(embedding)
-        sparse, dense = _prompt_tokens(prompt_encoder, prompts, where, self.device)
-        neck, pe = _cells(_by_channels(embedding.neck), where), _cells(grid_pe, where)
+        sized = self._for_grid(embedding)
+        sparse, dense = _prompt_tokens(sized, prompts, where, self.device)
+        neck, pe = _cells(_by_channels(embedding.neck), where), _cells(sized.grid_pe, where)
         prior = guidance.attention_prior
         if prior is not None:
             prior = cut(prior.view(-1, 1, *grid), where).flatten(1).to(self.device, self.dtype)
@@ -155,23 +155,44 @@ class SamDecoder:
             logits = to_square(logits, embedding.input_size // 4)
         return Candidates(logits, predicted_iou)
 
-    def _for_grid(self, embedding: Embedding) -> tuple[PromptEncoder, Tensor]:
-        """The prompt encoder with the embedding's size, and the cells' (1, h, w, 256) positions."""
+    def _for_grid(self, embedding: Embedding) -> _Sized:
+        """The prompt encoder with the embedding's size."""
         rows, columns = embedding.neck.shape[2:]
         if (rows, columns) not in self._sized:
             prompt_encoder = copy.copy(self.prompt_encoder)  # shares its weights
             prompt_encoder.image_embedding_size = rows, columns
             prompt_encoder.input_image_size = (embedding.input_size, embedding.input_size)
-            self._sized[rows, columns] = prompt_encoder, self._grid_pe(prompt_encoder)
+            self._sized[rows, columns] = _Sized.of(prompt_encoder, self.dtype)
         return self._sized[rows, columns]
 
-    def _grid_pe(self, prompt_encoder: PromptEncoder) -> Tensor:
-        """(1, h, w, 256) positional encoding of its cells, in the number format of the decoder."""
-        return _by_channels(prompt_encoder.get_dense_pe()).to(self.dtype).contiguous()
+
+class _Sized(NamedTuple):
+    """SAM's prompt encoder for a grid of cells.
+
+    Attributes:
+        encoder: The whole of it.
+        boxes_and_masks: The same without points, whose steps depend on what they are.
+        grid_pe: (1, h, w, 256) positional encoding of the cells, in the decoder's number format.
+    """
+
+    encoder: PromptEncoder
+    boxes_and_masks: Replayed
+    grid_pe: Tensor
+
+    @classmethod
+    def of(cls, encoder: PromptEncoder, dtype: torch.dtype) -> _Sized:
+        """Make what a prompt encoder has for its size."""
+
+        def without_points(boxes: Tensor | None, masks: Tensor | None) -> tuple[Tensor, ...]:
+            tokens: tuple[Tensor, ...] = encoder(points=None, boxes=boxes, masks=masks)
+            return tokens
+
+        grid_pe = _by_channels(encoder.get_dense_pe()).to(dtype).contiguous()
+        return cls(encoder, Replayed(without_points), grid_pe)
 
 
 def _prompt_tokens(
-    prompt_encoder: PromptEncoder,
+    sized: _Sized,
     prompts: PromptBatch,
     windows: Sequence[Window],
     device: torch.device,
@@ -186,7 +207,10 @@ def _prompt_tokens(
     if masks is not None:
         # Its convolutions have no padding, so that a part of the mask gives that part.
         masks = cut(masks, [window.scaled(4) for window in windows]).to(device)
-    sparse, dense = prompt_encoder(points=points, boxes=boxes, masks=masks)
+    if points is None:
+        sparse, dense = sized.boxes_and_masks(boxes, masks)
+    else:
+        sparse, dense = sized.encoder(points=points, boxes=boxes, masks=masks)
     if masks is None:
         dense = cut(dense, windows)  # the same everywhere
     return sparse, dense

@@ -25,7 +25,6 @@ from torch import Tensor
 from persam_video.tracking.camera import LEAST_SHARE, Camera
 from persam_video.tracking.grid import over_square
 from persam_video.tracking.passing import Passing
-from persam_video.tracking.side_by_side import in_bands, side_by_side, spread
 from persam_video.types import BoolArray, Embedding, Float32Array, UInt8Array
 
 _LONGEST = 512
@@ -36,6 +35,8 @@ _FROM_BYTES = np.array(
     [[_LIGHTNESS * 100 / 255, 0, 0, 0], [0, 1, 0, -128], [0, 0, 1, -128]], np.float32
 )
 """CIELAB as OpenCV has it in bytes -> units, lightness weighted."""
+_SUM = np.ones((1, 3), np.float32)
+"""Of three colours, as a matrix."""
 _NOISE = 3.0
 """CIELAB units; a pixel that differs by less spreads no further."""
 _STILL, _CHANGING, _CHANGED = 1.5, 2.0, 5.0
@@ -192,20 +193,17 @@ class Background:
         floor = max(usual, _NOISE)
         spreads = np.asarray(difference / np.maximum(self._spread, floor), np.float32)
         self._view = _View(picture, difference, spreads, stayed, camera)
-        strange, edge = side_by_side(
-            lambda: self._strange(spreads),
-            lambda: _edge(difference, self._scale * _EDGE_RADIUS),
-        )
         seen = _ramp(one_plane, *_ONE_PLANE)
         trust = seen * (1 - _ramp(self._false_alarms, *_FALSE_ALARMS))
-        trust *= 1 - _ramp(strange, *_STRANGE)
+        trust *= 1 - _ramp(self._strange(spreads), *_STRANGE)
+        largest = cv2.dilate(difference, _square(self._scale * _EDGE_RADIUS))
+        edge = _ramp(np.asarray(difference / np.maximum(largest, 1e-3), np.float32), *_EDGE)
         come = trust * _ramp(spreads, _CHANGING, _CHANGED) * edge
         # Smoke and crowds make changes mean nothing, but not that something looks as it did.
         still = trust * np.clip(_STILL - spreads, 0, 1)
         still = np.maximum(still, seen * np.clip(_STILL - difference / floor, 0, 1))
         maps = (come - still) * self._known, still * self._empty
-        smooth = spread(lambda m: _smoothed(m, _BLUR * self._scale), maps)
-        return Change(*(torch.from_numpy(m) for m in smooth))
+        return Change(*(torch.from_numpy(_smoothed(m, _BLUR * self._scale)) for m in maps))
 
     def _motion_to(self, picture: Reduced) -> tuple[NDArray[np.float64] | None, float]:
         """The camera's to a new frame, as of ``Camera.motion``; sets ``cut``."""
@@ -239,14 +237,6 @@ class Background:
             self._inside, self._empty = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
             self._false_alarms = _DISTRUST
             return np.ones(shape, np.bool_)
-        before = view.picture.colours
-        _, stayed = side_by_side(
-            lambda: self._carry(camera),
-            lambda: _nearer_than(_CHANGING * _NOISE, picture.colours, _warped(before, camera)),
-        )
-        return np.asarray(stayed)
-
-    def _carry(self, camera: NDArray[np.float64]) -> None:
         self._mean = _warped(self._mean, camera)
         self._spread = _warped(self._spread, camera)
         masks = self._known, self._objects, self._inside, self._empty
@@ -255,6 +245,8 @@ class Background:
         # behind the object for so long that its place is no longer certain.
         self._known, self._empty = known > _WHOLLY, empty > _WHOLLY
         self._objects, self._inside = objects > _HALF, inside > _HALF
+        before = _warped(view.picture.colours, camera)
+        return _nearer_than(_CHANGING * _NOISE, picture.colours, before)
 
     def learn(self, labels: UInt8Array, *, all_tracked: bool = True) -> None:
         """Take what is not an object in the frame just looked at as background.
@@ -265,11 +257,10 @@ class Background:
         """
         view = self._view
         assert view is not None
-        (taken, inside), passed = side_by_side(
-            lambda: _taken(labels > 0, view, self._scale * _AROUND_MASK),
-            lambda: self._passed(labels, view),
-        )
-        self._objects = taken & ~passed
+        self._objects, inside = _taken(labels > 0, view, self._scale * _AROUND_MASK)
+        small = cv2.resize(labels, view.picture.gray.shape[::-1], interpolation=cv2.INTER_NEAREST)
+        passed = self._passing.learn(np.asarray(small, np.uint8), view.stayed, view.camera)
+        self._objects &= ~passed
         # What was well inside an object and has stayed as it was is still that object, found or
         # not. Learnt as background, what is missed once would be missed for good.
         self._inside = (inside | (self._inside & view.stayed)) & ~passed
@@ -288,11 +279,6 @@ class Background:
         # What has changed may be an object that was missed, and has been learnt as background.
         unlike = free & (view.spreads > _ALARM)
         self._empty = (self._known if all_tracked else self._empty) & ~unlike
-
-    def _passed(self, labels: UInt8Array, view: _View) -> BoolArray:
-        """(h, w) bool, what an object of a (H, W) label map has left behind."""
-        small = cv2.resize(labels, view.picture.gray.shape[::-1], interpolation=cv2.INTER_NEAREST)
-        return self._passing.learn(np.asarray(small, np.uint8), view.stayed, view.camera)
 
     def _strange(self, spreads: Float32Array) -> float:
         """Changed area near the objects that they cannot have moved to, in areas of the objects."""
@@ -367,43 +353,22 @@ def _difference(colours: Float32Array, mean: Float32Array) -> Float32Array:
     height, width = colours.shape[:2]
     padded = cv2.copyMakeBorder(mean, 1, 1, 1, 1, cv2.BORDER_REPLICATE)
     nearest = np.full((height, width), np.inf, np.float32)
-
-    def compare(band: slice) -> None:
-        around = padded[band.start : band.stop + 2]
-        planes = list(zip(cv2.split(colours[band]), cv2.split(around), strict=True))
-        # One buffer for all: fresh memory for pictures of this size takes longer than the sums.
-        best = nearest[band]
-        squared, apart = np.empty_like(best), np.empty_like(best)
-        for row in range(3):
-            for column in range(3):
-                there = slice(row, row + len(best)), slice(column, column + width)
-                squared[:] = 0
-                for here, plane in planes:
-                    cv2.subtract(here, plane[there], apart)
-                    cv2.accumulateSquare(apart, squared)
-                cv2.min(best, squared, best)
-        np.sqrt(best, out=best)
-
-    in_bands(compare, height)
-    return nearest
-
-
-def _edge(difference: Float32Array, radius: float) -> Float32Array:
-    """(h, w) float32, 0 where a difference is far below the largest one nearby, 1 where it is not.
-
-    The former is the blur of an edge.
-    """
-    largest = cv2.dilate(difference, _square(radius))
-    return np.asarray(
-        _ramp(np.asarray(difference / np.maximum(largest, 1e-3), np.float32), *_EDGE), np.float32
-    )
+    # Buffers for all: fresh memory for pictures of this size takes longer than the sums.
+    apart, squared = np.empty_like(colours), np.empty_like(nearest)
+    for row in range(3):
+        for column in range(3):
+            cv2.subtract(colours, padded[row : row + height, column : column + width], apart)
+            cv2.multiply(apart, apart, apart)
+            cv2.transform(apart, _SUM, squared)
+            cv2.min(nearest, squared, nearest)
+    return np.sqrt(nearest, out=nearest)
 
 
 def _nearer_than(distance: float, a: Float32Array, b: Float32Array) -> BoolArray:
     """(h, w) bool, where the colours of two pictures differ by less."""
     apart = cv2.absdiff(a, b)
     cv2.multiply(apart, apart, apart)
-    return np.asarray(cv2.transform(apart, np.ones((1, 3), np.float32)) < distance**2)
+    return np.asarray(cv2.transform(apart, _SUM) < distance**2)
 
 
 def _warped(picture: NDArray[Any], moved: NDArray[np.float64]) -> NDArray[Any]:

@@ -10,13 +10,15 @@ taken out of the grid all the time.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 from persam_video.config import TrackConfig
+from persam_video.sam.cuda_graphs import Replayed
 from persam_video.tracking.sums import Sums, gram
 from persam_video.types import Embedding
 
@@ -226,6 +228,7 @@ class FeatureSpace:
 
     stride: int
     projections: tuple[Projection, ...]
+    _made: dict[object, Replayed] = field(default_factory=dict, repr=False)
 
     @classmethod
     def fit(
@@ -261,11 +264,26 @@ class FeatureSpace:
         """What is learnt from or scored in one frame, on the grid of ``grid_size``."""
         size_hw, step = grid_size(embedding, self.stride), self._step(embedding)
         every = step, _ACROSS * step
-        fine, coarse, factor = self._parts(embedding)
-        samples = _samples(fine, coarse, factor, every)
-        sums = Sums.over(samples.flatten(0, 1)).times(_weight(size_hw, every))
-        rows = tuple((projection, m.flatten(0, 1)) for projection, m in fine)
-        return FrameFeatures(size_hw, coarse, factor, rows, step, every, samples, sums)
+        maps = _maps(embedding, self.stride)
+        strides = tuple(stride for _, stride in maps)
+        if (strides, every) not in self._made:
+            self._made[strides, every] = Replayed(partial(self._coarse_and_samples, strides, every))
+        coarse, samples, gram, total = self._made[strides, every](*(m for m, _ in maps))
+        sums = Sums(gram, total, samples[..., 0].numel()).times(_weight(size_hw, every))
+        fine = tuple((projection, m.flatten(0, 1)) for projection, m in self._fine(maps))
+        factor = self._next_stride(strides) // self.stride
+        return FrameFeatures(size_hw, coarse, factor, fine, step, every, samples, sums)
+
+    def _coarse_and_samples(
+        self, strides: tuple[int, ...], every: tuple[int, int], *maps: Tensor
+    ) -> tuple[Tensor, ...]:
+        """``coarse`` and ``samples`` of ``FrameFeatures``, and the latter's sums."""
+        known = [*zip(maps, strides, strict=True)]
+        coarse = self._coarse(known)
+        factor = self._next_stride(strides) // self.stride
+        samples = _samples(self._fine(known), coarse, factor, every)
+        sums = Sums.over(samples.flatten(0, 1))
+        return coarse, samples, sums.gram, sums.total
 
     def sums(self, embedding: Embedding, where: Tensor) -> Sums:
         """Over a part of a frame.
@@ -274,8 +292,10 @@ class FeatureSpace:
             embedding: Of the frame.
             where: (h, w) bool over the embedding's own cells that show anything.
         """
-        step = self._step(embedding)
-        samples = _samples(*self._parts(embedding), (step, _ACROSS * step))
+        step, maps = self._step(embedding), _maps(embedding, self.stride)
+        factor = self._next_stride([stride for _, stride in maps]) // self.stride
+        every = step, _ACROSS * step
+        samples = _samples(self._fine(maps), self._coarse(maps), factor, every)
         some = samples[where[:, ::_ACROSS].to(samples.device)]
         return Sums.over(some).times(float(where.sum()) * step**2 / max(1, len(some)))
 
@@ -283,26 +303,36 @@ class FeatureSpace:
         """How many cells of the feature grid, across, are one of the embedding's."""
         return embedding.input_size // max(embedding.neck.shape[2:]) // self.stride
 
-    def _parts(self, embedding: Embedding) -> tuple[_Fine, Tensor, int]:
-        """``fine``, ``coarse`` and ``factor`` of ``FrameFeatures``."""
-        maps = [*zip(self.projections, _maps(embedding, self.stride), strict=True)]
+    def _next_stride(self, strides: Sequence[int]) -> int:
+        """The finest that is coarser than the feature grid's."""
+        return min(stride for stride in strides if stride > self.stride)
+
+    def _fine(self, maps: _Maps) -> _Fine:
+        """The maps that are as fine as the feature grid, and what they add."""
+        own = zip(self.projections, maps, strict=True)
+        return tuple((projection, m) for projection, (m, stride) in own if stride == self.stride)
+
+    def _coarse(self, maps: _Maps) -> Tensor:
+        """``coarse`` of ``FrameFeatures``, from the maps that are coarser than the feature grid."""
+        own = [*zip(self.projections, maps, strict=True)]
         # Projected and summed before they are enlarged, which is the same and less work; and from
         # the coarsest map to the finest, each enlarged by no more than to the next.
         total, stride = None, 0
-        for finer in sorted({s for _, (_, s) in maps if s > self.stride}, reverse=True):
-            first, *others = (projection.components(m) for projection, (m, s) in maps if s == finer)
+        for finer in sorted({s for _, s in maps if s > self.stride}, reverse=True):
+            first, *others = (projection.components(m) for projection, (m, s) in own if s == finer)
             for share in others:
                 first += share
             if total is not None:
-                first += _enlarged(total, stride // finer, grid_size(embedding, finer))
+                height, width = first.shape[:2]
+                first += _enlarged(total, stride // finer, (height, width))
             total, stride = first, finer
         assert total is not None  # the neck is coarser than any feature grid
         total[..., -1] = 1.0
-        fine = tuple((projection, m) for projection, (m, s) in maps if s == self.stride)
-        return fine, total, stride // self.stride
+        return total
 
 
 _Fine = tuple[tuple[Projection, Tensor], ...]
+_Maps = Sequence[tuple[Tensor, int]]
 
 
 def _samples(fine: _Fine, coarse: Tensor, factor: int, every: tuple[int, int]) -> Tensor:

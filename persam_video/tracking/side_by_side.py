@@ -94,18 +94,6 @@ def spread(function: Callable[[A], B], items: Iterable[A]) -> list[B]:
     return _shared(function, list(items), _threads())
 
 
-def in_bands(function: Callable[[slice], object], length: int) -> None:
-    """Call a function with the parts of a length, one for each thread that there is.
-
-    Args:
-        function: Must do no more to what others read than to its own part.
-        length: At least 1.
-    """
-    count = min(_threads(), length)
-    bounds = [length * i // count for i in range(count + 1)]
-    spread(function, [slice(*part) for part in pairwise(bounds)])
-
-
 class Meanwhile(Generic[A]):
     """A function that is called on a thread of its own, until somebody wants to have its result.
 

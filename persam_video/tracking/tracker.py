@@ -348,10 +348,12 @@ class Tracker:
         # What has returned may have been learnt as background while it was lost.
         own, found = self._in_pixels(objects, frame, embedding, None if returned else change)
 
-        _, drawn, _ = side_by_side(
-            lambda: self._method.remember(objects, embedding),
-            lambda: self.along_edges(own, frame.image_rgb),
-            lambda: self._learn_background(objects, own, found, returned=returned),
+        def conclude() -> UInt8Array:
+            self._method.remember(objects, embedding)
+            return self.along_edges(own, frame.image_rgb)
+
+        drawn, _ = side_by_side(
+            conclude, lambda: self._learn_background(objects, own, found, returned=returned)
         )
         labels: UInt8Array = drawn
         return labels
