@@ -40,7 +40,6 @@ from persam_video.tracking.propagation import PropagationMethod
 from persam_video.tracking.side_by_side import shared_on, side_by_side, small_steps, spread
 from persam_video.types import (
     VOID,
-    BoolArray,
     Box,
     Embedding,
     Frame,
@@ -346,14 +345,14 @@ class Tracker:
             self._observe(objects, embedding, change)
         returned = any(obj.frames_lost == 0 for obj in lost)
         # What has returned may have been learnt as background while it was lost.
-        own, found = self._in_pixels(objects, frame, embedding, None if returned else change)
+        own, taken = self._in_pixels(objects, frame, embedding, None if returned else change)
 
         def conclude() -> UInt8Array:
             self._method.remember(objects, embedding)
             return self.along_edges(own, frame.image_rgb)
 
         drawn, _ = side_by_side(
-            conclude, lambda: self._learn_background(objects, own, found, returned=returned)
+            conclude, lambda: self._learn_background(objects, taken, returned=returned)
         )
         labels: UInt8Array = drawn
         return labels
@@ -385,31 +384,34 @@ class Tracker:
         frame: Frame,
         embedding: Embedding,
         change: Change | None,
-    ) -> tuple[UInt8Array, BoolArray]:
-        """(H, W) uint8 label map of the objects seen, and bool, all that has been found of them."""
+    ) -> tuple[UInt8Array, UInt8Array]:
+        """(H, W) uint8 label map of the objects seen, and the same with what else may be object.
+
+        That was found of one of them, but is no part of its mask: it is void.
+        """
         seen = [obj for obj in objects if obj.frames_lost == 0]
         ids = [obj.object_id for obj in seen]
         if not (self._close_ups and seen):
             parts = spread(lambda obj: upscale_inside(obj.logits, embedding), seen)
             labels = label_map(ids, parts, frame.size_hw)
-            return labels, labels > 0
+            return labels, labels
         full = upscale_logits(torch.stack([obj.logits for obj in seen])[None], embedding)[0]
         closer = self._close_ups.refine(seen, frame, full, change.votes if change else None)
         everywhere = slice(None), slice(None)
         labels = label_map(ids, [(everywhere, mask) for mask in closer], frame.size_hw)
-        return labels, (labels > 0) | (full.amax(dim=0) > 0).numpy()
+        found = (full.amax(dim=0) > 0).numpy()
+        return labels, np.where(found & (labels == 0), np.uint8(VOID), labels)
 
     def _learn_background(
-        self, objects: list[TrackedObject], labels: UInt8Array, found: BoolArray, *, returned: bool
+        self, objects: list[TrackedObject], taken: UInt8Array, *, returned: bool
     ) -> None:
-        """What was found of no object is background; outlines are drawn meanwhile."""
+        """What is 0 in a (H, W) uint8 label map is background; objects learn meanwhile."""
         if self._background is None:
             return
-        taken = np.where(found & (labels == 0), np.uint8(VOID), labels)
         tracked = all(obj.state is ObjectState.TRACKED for obj in objects)
         self._background.learn(taken, all_tracked=tracked)
         if returned:
-            self._background.forget(found)
+            self._background.forget(taken > 0)
         self._background.go_on()
 
     @torch.inference_mode()
