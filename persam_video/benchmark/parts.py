@@ -14,11 +14,12 @@ from typing import Any
 from persam_video.sam.decoder import SamDecoder
 from persam_video.sam.image_encoder import SamImageEncoder
 from persam_video.sam.machine import wait_for_gpu
-from persam_video.tracking import side_by_side, tracker
-from persam_video.tracking.background import Background
+from persam_video.tracking import tracker
 from persam_video.tracking.close_up import CloseUps
+from persam_video.tracking.look_ahead import LookAhead
 from persam_video.tracking.persam import PersamMethod
 from persam_video.tracking.propagation import PropagationMethod
+from persam_video.tracking.side_by_side import Meanwhile
 
 Place = tuple[Any, str]
 """A class or module, and the name of its method or function."""
@@ -30,7 +31,7 @@ STEP_PARTS: Mapping[str, tuple[Place, ...]] = {
         (PropagationMethod, "prepare"),
         (PropagationMethod, "segment"),
         (PersamMethod, "segment"),
-        (Background, "look"),
+        (LookAhead, "look"),
     ),
     "decoder": ((SamDecoder, "decode"),),
     "close_up": ((CloseUps, "refine"),),
@@ -40,12 +41,12 @@ STEP_PARTS: Mapping[str, tuple[Place, ...]] = {
         (tracker, "upscale_logits"),
         (tracker, "label_map"),
     ),
-    "learn": ((PropagationMethod, "remember"), (PersamMethod, "remember"), (Background, "learn")),
-    "waiting": ((side_by_side, "_wait_for"),),
+    "learn": ((PropagationMethod, "remember"), (PersamMethod, "remember"), (LookAhead, "learn")),
+    "waiting": ((Meanwhile, "wait"),),
 }
 """Parts of ``Tracker.step``. ``prior`` is all of finding a mask but the decoder itself: features,
 location prior, prompts, the blend of the two. ``waiting`` is for what other threads do meanwhile,
-as far as it takes longer: with several threads background and outlines are another one's."""
+as far as it takes longer: with several threads the background is another one's."""
 
 
 @contextmanager
