@@ -9,6 +9,7 @@ with the clip.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -21,7 +22,12 @@ from persam_video.channel import Channel, ahead
 from persam_video.errors import PersamError, PromptError, telling_frame
 from persam_video.references.masks import check_mask_size
 from persam_video.sam.lanes import Encoded, Lanes
-from persam_video.sam.machine import processor_threads, take_threads, threads_taken
+from persam_video.sam.machine import (
+    give_back_memory,
+    processor_threads,
+    take_threads,
+    threads_taken,
+)
 from persam_video.sinks import Sink
 from persam_video.tracking.in_between import in_between
 from persam_video.tracking.later_masks import LaterMasks
@@ -41,6 +47,9 @@ if TYPE_CHECKING:
 
 PREFETCH = 4
 """Frames that are decoded ahead of the encoder."""
+_GIVE_BACK_S = 20.0
+"""Seconds after which free memory is given back: that takes a few hundredths of one, and as much
+again until it has been taken anew."""
 
 
 def run(
@@ -145,7 +154,7 @@ def _tracked(
         # The tracker works while the encoder does. With all threads for itself, too, each of its
         # many small steps would wait for one whose core the encoder holds, unless that is a GPU's.
         share = threads if lanes.are_open else max(1, threads // 2)
-        later = LaterMasks(tracker, reference)
+        later, given_back_s = LaterMasks(tracker, reference), time.monotonic()
         with closing(ahead(embeddings, at_once, "persam-planner")) as encoded:
             try:
                 for frame, waiting in encoded:
@@ -165,6 +174,9 @@ def _tracked(
                                 boxes.put(box)
                     yield frame, result
                     labels = None
+                    if time.monotonic() - given_back_s > _GIVE_BACK_S:
+                        give_back_memory()
+                        given_back_s = time.monotonic()
                 later.check_end()
             finally:
                 boxes.end()  # the encoder may be waiting for one

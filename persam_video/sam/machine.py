@@ -5,8 +5,10 @@ The questions about the GPU are for NVIDIA's; without one in use nothing happens
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import ctypes
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 
@@ -35,6 +37,26 @@ def threads_taken(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def give_back_memory() -> None:
+    """Give the system what the C library keeps of memory that nobody uses.
+
+    In a long run that becomes more and more, in pieces of all sizes. Nothing happens where the
+    library is not glibc.
+    """
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    try:
+        found: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # another library; on Windows it must have a name
+        return None
+    return found
 
 
 def multiplies_bfloat16() -> bool:
