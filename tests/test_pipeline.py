@@ -14,6 +14,7 @@ import pytest
 import torch
 from fake_tracker import FakeTracker
 
+from persam_video import pipeline
 from persam_video.errors import PersamError, PromptError, SinkError, SourceError
 from persam_video.pipeline import prefetched, reference_labels, run, track
 from persam_video.types import (
@@ -243,6 +244,25 @@ def test_track_encodes_on_threads_of_its_own_no_more_than_it_may_ahead(at_once: 
     assert len(given) == 1 and given[0] is not None
     pairs.close()
     assert our_threads() == []
+
+
+def test_track_gives_free_memory_back_when_it_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, given = [0.0], []
+    monkeypatch.setattr(pipeline, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(pipeline, "give_back_memory", lambda: given.append(clock[0]))
+    for _ in track(frames_until(10), FakeTracker(), REFERENCE):
+        clock[0] += 7
+    assert given == [21, 42, 63]
+
+
+def test_track_waits_for_what_the_tracker_still_does() -> None:
+    tracker, waited = FakeTracker(), list[str]()
+    tracker.wait = lambda: waited.append("yes")  # type: ignore[method-assign]
+    pairs = track(frames_until(10), tracker, REFERENCE)
+    next(pairs), next(pairs)
+    assert not waited
+    pairs.close()
+    assert waited
 
 
 def test_track_encoders_and_tracker_share_the_threads_of_torch_and_give_them_back() -> None:
