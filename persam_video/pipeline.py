@@ -154,7 +154,7 @@ def _tracked(
         # The tracker works while the encoder does. With all threads for itself, too, each of its
         # many small steps would wait for one whose core the encoder holds, unless that is a GPU's.
         share = threads if lanes.are_open else max(1, threads // 2)
-        later, given_back_s = LaterMasks(tracker, reference), time.monotonic()
+        later, given_back_at = LaterMasks(tracker, reference), time.monotonic()
         with closing(ahead(embeddings, at_once, "persam-planner")) as encoded:
             try:
                 for frame, waiting in encoded:
@@ -174,9 +174,9 @@ def _tracked(
                                 boxes.put(box)
                     yield frame, result
                     labels = None
-                    if time.monotonic() - given_back_s > _GIVE_BACK_S:
+                    if time.monotonic() - given_back_at > _GIVE_BACK_S:
                         give_back_memory()
-                        given_back_s = time.monotonic()
+                        given_back_at = time.monotonic()
                 later.check_end()
             finally:
                 boxes.end()  # the encoder may be waiting for one

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import math
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -182,6 +184,22 @@ def test_feature_grid_of_a_part_is_that_part_of_the_whole_one(
     cell = stride // 4
     assert (rows[0], rows[-1] + 1) == (28 + 5 * cell, 28 + 9 * cell)
     assert (columns[0], columns[-1] + 1) == (28 + 6 * cell, 28 + 12 * cell)
+
+
+def test_feature_space_that_nobody_holds_is_gone_at_once(sam: Sam, cat: Clip) -> None:
+    """With it what it has recorded of a GPU's memory."""
+    embedding = sam[0].encode(cat[0][0].image_rgb)
+    space = FeatureSpace.fit(embedding, 4)
+    space.features(embedding)
+    gone = weakref.ref(space.projections[0].mean)
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        del space
+        assert gone() is None
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def test_tracker_encodes_around_the_object_and_everything_while_it_is_lost(

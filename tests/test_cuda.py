@@ -19,12 +19,14 @@ from torch import Tensor
 
 import persam_video as pv
 from persam_video.evaluation.metrics import region_similarity
+from persam_video.personalize import location_prior
 from persam_video.sam import cuda_graphs
 from persam_video.sam.cuda_graphs import _OFTEN as OFTEN
 from persam_video.sam.cuda_graphs import Replayed
 from persam_video.sam.resizing import _by_pillow, _by_torch, resized
 from persam_video.sam.vit import VitBackbone
 from persam_video.tracking import background
+from persam_video.tracking.persam import _LOOK_RATE
 from persam_video.types import UInt8Array, Window
 
 CUDA = torch.device("cuda")
@@ -96,8 +98,17 @@ def test_a_clip_has_the_same_masks_as_on_the_processor(
     }
     on_gpu = trackers["cuda"]
     encoder = on_gpu.encoder if method == "track" else on_gpu._sam_encoder
-    for replayed in (on_gpu._decoder._propose, encoder._network):
-        assert any(known.recording for known in replayed._known.values())
+    groups = [[on_gpu._decoder._propose], [encoder._network]]
+    if method == "track":
+        sized, space = on_gpu._decoder._sized, on_gpu._method._space  # type: ignore[attr-defined]
+        groups += [
+            [each.boxes_and_masks for each in sized.values()],
+            [*space._recorded.values()],
+            [location_prior._similarity],
+            [location_prior._turning(_LOOK_RATE)],
+        ]
+    for group in groups:
+        assert any(known.recording for each in group for known in each._known.values())
     assert agreement(found["cuda"], found["cpu"]) > 0.95
     if method == "track":
         assert agreement(found["cuda"], masks) > 0.9
@@ -164,7 +175,10 @@ def test_what_is_made_of_a_frame_ahead_is_used_once(
     with monkeypatch.context() as patched:
         patched.setattr(background, "_reduced", fail)
         assert np.array_equal(ahead.step(frames[1]).labels, expected[0])
-        assert np.array_equal(ahead.step(frames[2]).labels, expected[1])
+        ahead.wait()
+        with monkeypatch.context() as compared:  # and looked at, beside the step before
+            compared.setattr(background.Background, "look_at", fail)
+            assert np.array_equal(ahead.step(frames[2]).labels, expected[1])
         with pytest.raises(AssertionError, match="there already"):
             ahead.step(frames[3])
     assert np.array_equal(ahead.step(frames[3]).labels, expected[2])

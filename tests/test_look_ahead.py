@@ -35,23 +35,25 @@ def told(background: Background | LookAhead, changes: Change) -> tuple[bytes, by
 
 def followed(
     background: Background | LookAhead,
-    known: list[int],
-    changed: dict[int, str] | None = None,
+    known: dict[int, list[int]],
+    changed: dict[int, str],
 ) -> Iterator[tuple[bytes, bytes, bool]]:
-    """What a background says, which knows some frames when the one before is looked at.
+    """What a background says about the frames of the clip.
 
-    ``changed`` are the frames after which it is told something, once it has gone on.
+    Args:
+        background: Started anew.
+        known: After a frame it gets to know so many-th ones after that.
+        changed: After a frame it is told something, once it has gone on.
     """
     images, masks = clip()
     for i, (image, mask) in enumerate(zip(images, masks, strict=True)):
         yield told(background, background.look(image))
         background.learn(labels_of(mask))
         if isinstance(background, LookAhead):
-            for number in known:
-                if number == i + 1:
-                    background.know(images[number])
+            for number in known.get(i, []):
+                background.know(images[min(i + number, FRAMES - 1)])
             background.go_on()
-        what = (changed or {}).get(i)
+        what = changed.get(i)
         if what == "forget":
             background.forget(np.roll(mask, 20, axis=1))
         elif what == "release":
@@ -62,28 +64,36 @@ def followed(
 
 @settings(max_examples=15, deadline=None)
 @given(
-    known=st.lists(st.integers(1, FRAMES - 1), unique=True).map(sorted),
+    known=st.dictionaries(
+        st.integers(0, FRAMES - 1), st.lists(st.integers(1, 2), min_size=1, max_size=2)
+    ),
     changed=st.dictionaries(
         st.integers(1, FRAMES - 1), st.sampled_from(["forget", "release", "learn"]), max_size=2
     ),
 )
-def test_it_says_the_same_whatever_it_knows(known: list[int], changed: dict[int, str]) -> None:
-    expected = [*followed(Background(), [], changed)]
+def test_it_says_the_same_whatever_it_knows(
+    known: dict[int, list[int]], changed: dict[int, str]
+) -> None:
+    expected = [*followed(Background(), {}, changed)]
     assert expected[CUT][2]
     assert [*followed(LookAhead(512), known, changed)] == expected
     assert len({votes for votes, _, _ in expected}) > FRAMES // 2  # it does say something
 
 
-def test_frames_known_in_another_order_or_never_shown_change_nothing() -> None:
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 3, 1, 2), (3, 2, 1, 0), (0, 2, 3), (5, 6)])
+def test_frames_known_in_another_order_or_never_shown_change_nothing(
+    order: tuple[int, ...],
+) -> None:
     images, masks = clip()
     plain, ahead = Background(), LookAhead(512)
-    for number in (3, 1, 2, 0):
+    for number in order:
         ahead.know(images[number])
     for image, mask in zip(images[:5], masks, strict=False):
         assert told(ahead, ahead.look(image)) == told(plain, plain.look(image))
         for background in (plain, ahead):
             background.learn(labels_of(mask))
         ahead.go_on()
+    assert len(ahead._known) <= len(order)
 
 
 def test_the_next_frame_is_looked_at_before_it_is_asked_about(
@@ -109,6 +119,12 @@ def test_the_next_frame_is_looked_at_before_it_is_asked_about(
     ahead.look(images[1])
     ahead.go_on()  # nothing is known any more
     assert len(looked) == 2
+    for image in (images[4], images[3]):
+        ahead.know(image)
+    ahead.go_on()  # at another one than will be asked about
+    ahead.look(images[3])
+    ahead.look(images[4])
+    assert [name == "persam-beside" for name in looked] == [False, True, True, False, False]
 
 
 def test_what_fails_early_fails_when_it_is_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from persam_video.tracking.side_by_side import (
+    Meanwhile,
     large_step,
     shared_on,
     side_by_side,
@@ -95,20 +96,35 @@ def test_inference_mode_is_the_caller_s(inference: bool) -> None:
 
 
 def test_side_by_side_returns_what_each_function_does() -> None:
-    meet = met_by(3)
-    here, *there = side_by_side(
-        lambda: (meet(0), "a"), lambda: (meet(1), 2.0), lambda: (meet(2), None)
-    )
+    meet = met_by(2)
+    here, (thread, value) = side_by_side(lambda: (meet(0), "a"), lambda: (meet(1), 2.0))
     assert here == (threading.get_ident(), "a")
-    assert [value for _, value in there] == [2.0, None]
-    assert threading.get_ident() not in [thread for thread, _ in there]
+    assert thread != threading.get_ident() and value == 2.0
 
 
-def test_with_two_threads_one_of_three_functions_is_done_here() -> None:
-    torch.set_num_threads(2)
-    here, there, then = side_by_side(*[threading.get_ident] * 3)
-    assert here == threading.get_ident() != there
-    assert there == then
+def test_with_one_thread_both_functions_are_done_here() -> None:
+    torch.set_num_threads(1)
+    here, there = side_by_side(threading.get_ident, threading.get_ident)
+    assert here == there == threading.get_ident()
+
+
+def test_meanwhile_the_caller_goes_on() -> None:
+    meet = met_by(2)
+    inner = Meanwhile(lambda: (meet(0), len(set(spread(met_by(4), range(4))))))
+    meet(0)  # it would wait for this for ever, were it done first
+    thread, threads = inner.result()
+    assert thread != threading.get_ident() and threads == 4
+    assert torch.get_num_threads() == 4
+    one = Meanwhile(lambda: len({*spread(lambda _: threading.get_ident(), range(4))}), threads=1)
+    assert one.result() == 1
+
+
+def test_meanwhile_raises_its_error_when_it_is_asked() -> None:
+    failing = Meanwhile(lambda: [][1])
+    failing.wait()
+    for _ in range(2):
+        with pytest.raises(IndexError):
+            failing.result()
 
 
 @pytest.mark.parametrize("failing", [{0}, {2}, {1, 3}, {0, 3}])
@@ -149,10 +165,8 @@ def test_a_thread_that_cannot_start_leaves_none_behind(monkeypatch: pytest.Monke
 def test_work_of_an_accelerator_is_not_spread(device: str, threads: int) -> None:
     with shared_on(torch.device(device)):
         assert len(set(spread(met_by(threads), range(4)))) == threads
-        meet = met_by(3)
-        here, *_ = side_by_side(
-            *[lambda i=i: meet(i) for i in range(3)]
-        )  # others ask nothing of it
+        meet = met_by(2)
+        here, _ = side_by_side(lambda: meet(0), lambda: meet(1))  # the other asks nothing of it
         assert here == threading.get_ident()
         inner = threads // 2 or 1
         own, _ = side_by_side(lambda: spread(met_by(inner), range(4)), lambda: None)

@@ -42,6 +42,7 @@ STEP_PARTS: Mapping[str, tuple[Place, ...]] = {
         (tracker, "label_map"),
     ),
     "learn": ((PropagationMethod, "remember"), (PersamMethod, "remember"), (LookAhead, "learn")),
+    "outlines": ((tracker.Tracker, "along_edges"),),
     "waiting": ((Meanwhile, "wait"),),
 }
 """Parts of ``Tracker.step``. ``prior`` is all of finding a mask but the decoder itself: features,

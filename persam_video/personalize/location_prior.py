@@ -132,6 +132,8 @@ def _cells_and_coverage(logits: Tensor, embedding: Embedding) -> tuple[Tensor, T
     return embedding.neck[(0, slice(None), *seen.slices)], coverage
 
 
+# What is recorded of these two is kept as long as the program runs, some megabytes for each number
+# of objects and size of frames.
 @Replayed
 def _similarity(directions: Tensor, coverage: Tensor, cells: Tensor) -> tuple[Tensor, ...]:
     """(N, C) directions, (N, h, w) and (C, h, w) -> (N,) mean cosine where they are covered."""

@@ -6,6 +6,7 @@ that is called with the same shapes again and again is recorded, and replayed fr
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -87,8 +88,8 @@ class Replayed:
 
 def _key(inputs: Inputs) -> _Key | None:
     """None where nothing can be recorded."""
-    on_gpu = all(x is None or x.device.type == "cuda" for x in inputs)
-    if not on_gpu or not torch.is_inference_mode_enabled():
+    devices = {x.device.type for x in inputs if x is not None}
+    if devices != {"cuda"} or not torch.is_inference_mode_enabled():
         return None
     shapes = tuple(None if x is None else (x.shape, x.dtype) for x in inputs)
     return _Key(torch.cuda.current_stream(), shapes)
@@ -131,7 +132,8 @@ class Recording:
         graph = torch.cuda.CUDAGraph()
         # torch.cuda.graph would first give back all the memory that torch keeps for its next steps.
         torch.cuda.synchronize()
-        with _own_workspace(), torch.cuda.stream(_aside(torch.cuda.current_device())):
+        aside = torch.cuda.stream(_aside(torch.cuda.current_device()))
+        with _nothing_collected(), _own_workspace(), aside:
             # Other threads go on asking the GPU for work meanwhile.
             graph.capture_begin(pool, capture_error_mode="thread_local")
             try:
@@ -147,6 +149,21 @@ class Recording:
                 own.copy_(given)
         self.graph.replay()
         return tuple(output.clone() for output in self.outputs)
+
+
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """Let Python look for unused things later: among them could be a recording.
+
+    While this thread records, giving that up would end in an error.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextmanager

@@ -122,7 +122,7 @@ class Change:
         """As long as nobody knows which object it is."""
         return replace(self, votes=self.votes.clamp_max(0))
 
-    def over_square(self, embedding: Embedding, *, lost: bool = True) -> Change:
+    def over_square(self, embedding: Embedding, *, lost: bool) -> Change:
         """Both as (4h, 4w) over the padded square of the frame's embedding.
 
         Without a ``lost`` object nobody asks where it cannot be: ``empty`` is 0 then.

@@ -228,7 +228,9 @@ class FeatureSpace:
 
     stride: int
     projections: tuple[Projection, ...]
-    _made: dict[object, Replayed] = field(default_factory=dict, repr=False)
+    _recorded: dict[object, Replayed] = field(
+        init=False, default_factory=dict, repr=False, compare=False
+    )
 
     @classmethod
     def fit(
@@ -266,24 +268,15 @@ class FeatureSpace:
         every = step, _ACROSS * step
         maps = _maps(embedding, self.stride)
         strides = tuple(stride for _, stride in maps)
-        if (strides, every) not in self._made:
-            self._made[strides, every] = Replayed(partial(self._coarse_and_samples, strides, every))
-        coarse, samples, gram, total = self._made[strides, every](*(m for m, _ in maps))
-        sums = Sums(gram, total, samples[..., 0].numel()).times(_weight(size_hw, every))
-        fine = tuple((projection, m.flatten(0, 1)) for projection, m in self._fine(maps))
-        factor = self._next_stride(strides) // self.stride
-        return FrameFeatures(size_hw, coarse, factor, fine, step, every, samples, sums)
-
-    def _coarse_and_samples(
-        self, strides: tuple[int, ...], every: tuple[int, int], *maps: Tensor
-    ) -> tuple[Tensor, ...]:
-        """``coarse`` and ``samples`` of ``FrameFeatures``, and the latter's sums."""
-        known = [*zip(maps, strides, strict=True)]
-        coarse = self._coarse(known)
-        factor = self._next_stride(strides) // self.stride
-        samples = _samples(self._fine(known), coarse, factor, every)
-        sums = Sums.over(samples.flatten(0, 1))
-        return coarse, samples, sums.gram, sums.total
+        if (strides, every) not in self._recorded:
+            # Of this object it holds the parts alone: what holds itself is let go of much later.
+            made = partial(_coarse_and_samples, self.stride, self.projections, strides, every)
+            self._recorded[strides, every] = Replayed(made)
+        coarse, samples, products, total = self._recorded[strides, every](*(m for m, _ in maps))
+        sums = Sums(products, total, samples[..., 0].numel()).times(_weight(size_hw, every))
+        fine, _, factor = _split(self.stride, self.projections, maps)
+        rows = tuple((projection, m.flatten(0, 1)) for projection, m in fine)
+        return FrameFeatures(size_hw, coarse, factor, rows, step, every, samples, sums)
 
     def sums(self, embedding: Embedding, where: Tensor) -> Sums:
         """Over a part of a frame.
@@ -292,10 +285,9 @@ class FeatureSpace:
             embedding: Of the frame.
             where: (h, w) bool over the embedding's own cells that show anything.
         """
-        step, maps = self._step(embedding), _maps(embedding, self.stride)
-        factor = self._next_stride([stride for _, stride in maps]) // self.stride
-        every = step, _ACROSS * step
-        samples = _samples(self._fine(maps), self._coarse(maps), factor, every)
+        step = self._step(embedding)
+        fine, coarser, factor = _split(self.stride, self.projections, _maps(embedding, self.stride))
+        samples = _samples(fine, _coarse(coarser), factor, (step, _ACROSS * step))
         some = samples[where[:, ::_ACROSS].to(samples.device)]
         return Sums.over(some).times(float(where.sum()) * step**2 / max(1, len(some)))
 
@@ -303,36 +295,63 @@ class FeatureSpace:
         """How many cells of the feature grid, across, are one of the embedding's."""
         return embedding.input_size // max(embedding.neck.shape[2:]) // self.stride
 
-    def _next_stride(self, strides: Sequence[int]) -> int:
-        """The finest that is coarser than the feature grid's."""
-        return min(stride for stride in strides if stride > self.stride)
 
-    def _fine(self, maps: _Maps) -> _Fine:
-        """The maps that are as fine as the feature grid, and what they add."""
-        own = zip(self.projections, maps, strict=True)
-        return tuple((projection, m) for projection, (m, stride) in own if stride == self.stride)
-
-    def _coarse(self, maps: _Maps) -> Tensor:
-        """``coarse`` of ``FrameFeatures``, from the maps that are coarser than the feature grid."""
-        own = [*zip(self.projections, maps, strict=True)]
-        # Projected and summed before they are enlarged, which is the same and less work; and from
-        # the coarsest map to the finest, each enlarged by no more than to the next.
-        total, stride = None, 0
-        for finer in sorted({s for _, s in maps if s > self.stride}, reverse=True):
-            first, *others = (projection.components(m) for projection, (m, s) in own if s == finer)
-            for share in others:
-                first += share
-            if total is not None:
-                height, width = first.shape[:2]
-                first += _enlarged(total, stride // finer, (height, width))
-            total, stride = first, finer
-        assert total is not None  # the neck is coarser than any feature grid
-        total[..., -1] = 1.0
-        return total
-
-
-_Fine = tuple[tuple[Projection, Tensor], ...]
 _Maps = Sequence[tuple[Tensor, int]]
+"""Of the encoder, (h_i, w_i, C_i), and how many input pixels a cell of each has across."""
+_Fine = tuple[tuple[Projection, Tensor], ...]
+_Coarser = Sequence[tuple[Projection, Tensor, int]]
+
+
+def _coarse_and_samples(
+    stride: int,
+    projections: tuple[Projection, ...],
+    strides: tuple[int, ...],
+    every: tuple[int, int],
+    *maps: Tensor,
+) -> tuple[Tensor, ...]:
+    """``coarse`` and ``samples`` of ``FrameFeatures``, and the latter's sums.
+
+    Args:
+        stride: Of the feature grid.
+        projections: One for each map.
+        strides: Of the maps.
+        every: As of ``FrameFeatures``.
+        maps: (h_i, w_i, C_i).
+    """
+    fine, coarser, factor = _split(stride, projections, [*zip(maps, strides, strict=True)])
+    coarse = _coarse(coarser)
+    samples = _samples(fine, coarse, factor, every)
+    sums = Sums.over(samples.flatten(0, 1))
+    return coarse, samples, sums.gram, sums.total
+
+
+def _split(
+    stride: int, projections: tuple[Projection, ...], maps: _Maps
+) -> tuple[_Fine, _Coarser, int]:
+    """The maps that are as fine as a feature grid, those that are not, and the latter's factor."""
+    own = [(p, m, s) for p, (m, s) in zip(projections, maps, strict=True)]
+    coarser = [(p, m, s) for p, m, s in own if s > stride]
+    # The neck is coarser than any feature grid.
+    factor = min(s for _, _, s in coarser) // stride
+    return tuple((p, m) for p, m, s in own if s == stride), coarser, factor
+
+
+def _coarse(maps: _Coarser) -> Tensor:
+    """``coarse`` of ``FrameFeatures``."""
+    # Projected and summed before they are enlarged, which is the same and less work; and from the
+    # coarsest map to the finest, each enlarged by no more than to the next.
+    total, stride = None, 0
+    for finer in sorted({s for _, _, s in maps}, reverse=True):
+        first, *others = (projection.components(m) for projection, m, s in maps if s == finer)
+        for share in others:
+            first += share
+        if total is not None:
+            height, width = first.shape[:2]
+            first += _enlarged(total, stride // finer, (height, width))
+        total, stride = first, finer
+    assert total is not None
+    total[..., -1] = 1.0
+    return total
 
 
 def _samples(fine: _Fine, coarse: Tensor, factor: int, every: tuple[int, int]) -> Tensor:

@@ -68,9 +68,10 @@ class LookAhead:
             self._background, change = looking.result()
             return change
         self._look_again()
-        while self._known:
-            image, picture = self._known.popleft()
+        for place, (image, picture) in enumerate([*self._known]):
             if image is image_rgb:
+                for _ in range(place + 1):  # those before it have been passed over
+                    self._known.popleft()
                 return self._background.look_at(picture)
         return self._background.look(image_rgb)
 

@@ -61,17 +61,19 @@ def shared_on(device: torch.device) -> Iterator[None]:
                 _this_thread.beside = before
 
 
-def side_by_side(here: Callable[[], Any], *there: Callable[[], Any]) -> list[Any]:
-    """Call one function on this thread and others on threads of their own; see ``spread``.
+def side_by_side(here: Callable[[], A], there: Callable[[], B]) -> tuple[A, B]:
+    """Call one function on this thread and another one on a thread of its own; see ``spread``.
 
     Args:
         here: It alone may ask something of an accelerator.
-        there: They must not.
+        there: It must not.
 
     Returns:
-        What each of them returns, in this order.
+        What the two return.
     """
-    return _shared(lambda call: call(), [here, *there], _beside() or _threads())
+    calls: list[Callable[[], Any]] = [here, there]
+    own, other = _shared(lambda call: call(), calls, _beside() or _threads())
+    return own, other
 
 
 def spread(function: Callable[[A], B], items: Iterable[A]) -> list[B]:
@@ -95,7 +97,7 @@ def spread(function: Callable[[A], B], items: Iterable[A]) -> list[B]:
 
 
 class Meanwhile(Generic[A]):
-    """A function that is called on a thread of its own, until somebody wants to have its result.
+    """A function that is called at once, on a thread of its own; ``result`` waits for it.
 
     Torch works on one thread in it; ``spread`` has those that the caller may have.
 

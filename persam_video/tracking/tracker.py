@@ -260,7 +260,6 @@ class Tracker:
         self._learn(labels, embedding, whole=whole)
         if self._background:
             self._background.learn(labels)  # void included: it may be object
-            self._background.go_on()
         self._planned = tuple(self._box_ahead(1 + i) for i in range(PLANNED))
         return self._result(frame, self._reference_labels(labels))
 
@@ -327,8 +326,7 @@ class Tracker:
             lambda: self._method.prepare(objects, embedding),
             lambda: background.look(frame.image_rgb),
         )
-        seen: Change = change
-        return seen
+        return change
 
     def _segment(
         self,
@@ -354,8 +352,7 @@ class Tracker:
         drawn, _ = side_by_side(
             conclude, lambda: self._learn_background(objects, taken, returned=returned)
         )
-        labels: UInt8Array = drawn
-        return labels
+        return drawn
 
     def _observe(
         self, objects: list[TrackedObject], embedding: Embedding, change: Change | None
@@ -374,7 +371,7 @@ class Tracker:
                 # picture.
                 logits, picture = claimed.clone(), (slice(rows + 1), slice(columns + 1))
                 logits[(..., *picture)] = soft_aggregate(claimed[(..., *picture)])
-                scores = scores * kept_share(claimed, logits)
+            scores = scores * kept_share(claimed, logits)
             for obj, mask, score in zip(objects, logits, scores.tolist(), strict=True):
                 obj.observe(mask, score, self._track)
 
