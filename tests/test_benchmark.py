@@ -281,7 +281,7 @@ def test_stage_bench_parts_add_up_to_the_step_and_name_what_ran(
     bench = StageBench(lambda: open_source("clip"), tracker, Reference(disc(0)), frames=1)
     bench.round()
     report = bench.report()
-    names = ["preprocess", "encoder", "prior", "decoder", "merge", "learn", "other"]
+    names = ["preprocess", "encoder", "prior", "decoder", "merge", "learn", "outlines", "other"]
     if torch.get_num_threads() > 1:
         names.insert(-1, "waiting")
     assert list(report.parts) == names
