@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import math
 import weakref
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from persam_video.config import EncoderConfig, TrackConfig
 from persam_video.evaluation.metrics import region_similarity
 from persam_video.pipeline import track
+from persam_video.sam.cuda_graphs import _nothing_collected
 from persam_video.sam.decoder import SamDecoder, window_seen
 from persam_video.sam.image_encoder import SamImageEncoder
 from persam_video.sam.models import load_sam
@@ -192,14 +192,9 @@ def test_feature_space_that_nobody_holds_is_gone_at_once(sam: Sam, cat: Clip) ->
     space = FeatureSpace.fit(embedding, 4)
     space.features(embedding)
     gone = weakref.ref(space.projections[0].mean)
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
+    with _nothing_collected():
         del space
         assert gone() is None
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def test_tracker_encodes_around_the_object_and_everything_while_it_is_lost(

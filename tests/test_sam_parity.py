@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import itertools
 import os
 import tarfile
@@ -28,6 +27,7 @@ from persam_video.evaluation.metrics import region_similarity
 from persam_video.geometry import box_to_sam, scale_box, scale_points
 from persam_video.sam import checkpoints, image_encoder, models, npm
 from persam_video.sam.attention import cells_to_tokens, tokens_to_cells, tokens_to_tokens
+from persam_video.sam.cuda_graphs import _nothing_collected
 from persam_video.sam.decoder import (
     Guidance,
     PromptBatch,
@@ -750,14 +750,9 @@ def test_decoder_that_nobody_holds_is_gone_at_once(small: Small) -> None:
     decoder = SamDecoder(small.decoder.prompt_encoder, small.decoder.mask_decoder)
     decoder.decode(small.embedding, small.prompts)
     gone = weakref.ref(decoder)
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
+    with _nothing_collected():
         del decoder
         assert gone() is None
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def test_decode_each_guidance_changes_the_answer(small: Small) -> None:

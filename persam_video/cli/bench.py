@@ -16,8 +16,8 @@ _EXAMPLES = """\
 The bare encoder and the tracker take turns on every frame, so that their ratio holds on a
 busy machine too. Then the clip runs as "track" runs it, its stages overlapping. Low and high
 are the quantiles 0.1 and 0.9. Indented rows are the parts of tracking a frame; prior is all of
-finding the mask but SAM's decoder, waiting is for what other threads do meanwhile, and other
-is what none of them holds.
+finding the mask but SAM's decoder, outlines are drawn to the edges of the picture, waiting is
+for what other threads do meanwhile, and other is what none of them holds.
 
 examples:
   persam-video bench clip.mp4 --points "640,360"
