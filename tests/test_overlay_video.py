@@ -289,3 +289,23 @@ def test_overlay_video_without_an_encoder_says_which(
     monkeypatch.setattr(video_module, "_ENCODER", "absent")
     with pytest.raises(SinkError, match=r"no H\.264 encoder \(absent\)"):
         OverlayVideoSink(tmp_path / "o.mp4", Fraction(10))
+
+
+def test_overlay_video_has_every_picture_in_one_piece(tmp_path: Path) -> None:
+    path = tmp_path / "o.mp4"
+    with OverlayVideoSink(path, Fraction(10)) as sink:
+        for index in range(4):
+            sink.write(*plain(index, index / 10, (480, 64)))
+    with av.open(str(path)) as container:
+        packets = [bytes(p) for p in container.demux(video=0) if p.size]
+    assert [_slices(packet) for packet in packets] == [1] * 4
+
+
+def _slices(packet: bytes) -> int:
+    """Coded slices in a packet of H.264 in MP4: units after their lengths (ISO 14496-15)."""
+    count, start = 0, 0
+    while start < len(packet):
+        length = int.from_bytes(packet[start : start + 4])
+        count += packet[start + 4] & 31 in (1, 5)  # of a picture that refers to others, and not
+        start += 4 + length
+    return count
