@@ -6,6 +6,7 @@ indices by colours.
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -67,8 +68,9 @@ def write_label_map(path: Path, labels: UInt8Array) -> None:
         image.save(temporary, format="PNG", compress_type=_RUN_LENGTHS)
 
 
+@cache
 def davis_palette() -> UInt8Array:
-    """(256, 3) uint8 RGB palette of DAVIS, which is the colour map of PASCAL VOC.
+    """(256, 3) uint8 RGB palette of DAVIS, which is the colour map of PASCAL VOC; not writable.
 
     Bits 0, 1 and 2 of the index become the highest bits of red, green and blue, bits 3, 4 and 5
     the second highest, and so on.
@@ -79,9 +81,11 @@ def davis_palette() -> UInt8Array:
         for place in range(3):
             bit = (index >> (3 * place + channel)) & 1
             palette[:, channel] |= (bit << (7 - place)).astype(np.uint8)
+    palette.flags.writeable = False  # everybody gets the same array
     return palette
 
 
+@cache
 def object_color(object_id: int) -> tuple[int, int, int]:
     """RGB colour, 0..255, in which an object is drawn over a picture.
 
