@@ -63,9 +63,10 @@ def along_edges(labels: UInt8Array, image_rgb: UInt8Array, passes: int) -> UInt8
     ids = object_ids(before)
     if passes < 1 or not ids:
         return labels
-    masks = {object_id: (before == object_id).astype(np.uint8) for object_id in ids}
+    masks = {object_id: (before == object_id).view(np.uint8) for object_id in ids}
     places = {object_id: _around(mask, 4 * radius) for object_id, mask in masks.items()}
-    spared = (before == VOID) | _thin_parts((before == 0).astype(np.uint8), radius)
+    void = before == VOID
+    spared = void | _thin_parts((before == 0).view(np.uint8), radius)
     for object_id, place in places.items():
         spared[place] |= _thin_parts(masks[object_id][place], radius)
     whole, each = _Filter(picture, radius), {}
@@ -74,9 +75,9 @@ def along_edges(labels: UInt8Array, image_rgb: UInt8Array, passes: int) -> UInt8
     after = before
     for _ in range(passes):
         drawn = _competed(after, places, each) if each else np.full_like(after, ids[0])
-        drawn[whole.filtered(np.isin(after, ids)) <= 0.5] = 0
-        after = np.where(spared, before, drawn)
-    after = np.where(spared, before, _without_specks(after, ids))
+        drawn *= whole.filtered((after > 0) & ~void) > 0.5
+        after = _laid_over(drawn, before, spared)
+    after = _laid_over(_without_specks(after, ids), before, spared)
     for object_id, mask in masks.items():
         if np.count_nonzero(after == object_id) < _LEAST * np.count_nonzero(mask):
             after[mask > 0] = object_id
@@ -102,8 +103,15 @@ def _without_specks(labels: UInt8Array, ids: tuple[int, ...]) -> UInt8Array:
     """(h, w) uint8, each pixel goes with most of the nine around it, if these are of one label."""
     smooth = labels.copy()
     for label in (0, *ids):
-        smooth[cv2.medianBlur((labels == label).astype(np.uint8), 3) > 0] = label
+        most = cv2.medianBlur((labels == label).view(np.uint8), 3)
+        cv2.copyTo(np.full_like(labels, label), most, smooth)
     return smooth
+
+
+def _laid_over(labels: UInt8Array, others: UInt8Array, where: BoolArray) -> UInt8Array:
+    """The first label map, changed to the other one in some places."""
+    cv2.copyTo(others, where.view(np.uint8), labels)
+    return labels
 
 
 class _Filter:
@@ -136,12 +144,11 @@ class _Filter:
         slope = covariance / self._spread
         offset = mean - slope * self._mean
         explained = self._averaged(slope * covariance)
-        told = explained > _EXPLAINED * self._averaged(mean - mean**2)
+        untold = explained <= _EXPLAINED * self._averaged(mean - mean**2)
         filtered = self._enlarged(self._averaged(slope))
         cv2.multiply(filtered, self._guide, filtered)
         cv2.add(filtered, self._enlarged(self._averaged(offset)), filtered)
-        untold = self._enlarged((~told).astype(np.uint8), cv2.INTER_NEAREST)
-        np.copyto(filtered, mask, where=untold > 0)
+        cv2.copyTo(mask, self._enlarged(untold.view(np.uint8), cv2.INTER_NEAREST), filtered)
         return filtered
 
     def _reduced(self, pixels: Float32Array) -> Float32Array:
@@ -167,15 +174,17 @@ def _thin_parts(mask: UInt8Array, radius: int) -> BoolArray:
 
     Corners are such parts, too; no farther than half of a radius from a disk, they do not count.
     """
-    deep = _distance(mask) > radius
-    if not deep.any():
-        return mask > 0
-    beyond = _distance((~deep).astype(np.uint8)) - radius
-    parts = cv2.connectedComponents(((mask > 0) & (beyond > 0)).astype(np.uint8))[1]
+    shallow, inside = _distance(mask) <= radius, mask.view(np.bool_)
+    if shallow.all():
+        return inside
+    beyond = _distance(shallow.view(np.uint8)) - radius
+    far = inside & (beyond > radius / 2)
+    if not far.any():
+        return far
+    parts = cv2.connectedComponents((inside & (beyond > 0)).view(np.uint8))[1]
     long = np.zeros(parts.max() + 1, np.bool_)
-    long[parts[beyond > radius / 2]] = True
-    long[0] = False
-    thin: BoolArray = long[parts]
+    long[parts[far]] = True
+    thin: BoolArray = np.take(long, np.asarray(parts, np.intp))
     return thin
 
 
