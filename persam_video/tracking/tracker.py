@@ -397,7 +397,7 @@ class Tracker:
         everywhere = slice(None), slice(None)
         labels = label_map(ids, [(everywhere, mask) for mask in closer], frame.size_hw)
         found = (full.amax(dim=0) > 0).numpy()
-        return labels, np.where(found & (labels == 0), np.uint8(VOID), labels)
+        return labels, labels | VOID * (found & (labels == 0)).view(np.uint8)
 
     def _learn_background(
         self, objects: list[TrackedObject], taken: UInt8Array, *, returned: bool
