@@ -157,6 +157,15 @@ def test_edges_that_one_channel_does_not_show_are_followed() -> None:
     assert region_similarity(along_edges(wrong, image, 2) == 1, truth) > 0.99
 
 
+def test_the_order_of_the_numbers_in_memory_does_not_matter() -> None:
+    image = picture([disk(200, 200, 60)])
+    labels = in_cells(disk(200, 200, 60), shift=3).astype(np.uint8)
+    columns = np.asfortranarray(labels)
+    drawn = along_edges(columns, np.asfortranarray(image), 2)
+    assert np.array_equal(drawn, along_edges(labels, image, 2))
+    assert np.array_equal(columns, labels)  # which is the caller's
+
+
 @pytest.mark.parametrize("size_hw", [(479, 854), (480, 853), (481, 900)])
 def test_a_picture_of_another_size_is_refused(size_hw: tuple[int, int]) -> None:
     labels = as_labels(disk(400, 240, 70))

@@ -32,7 +32,7 @@ _ENCODER_OPTIONS: dict[str, object] = {
     "mbtree": "1",
     "rc-lookahead": "10",
 }
-"""Half of the work of ``veryfast``, and a tenth more room: finding the objects needs the cores."""
+"""Half of the work of ``veryfast``, up to a tenth more room: finding objects needs the cores."""
 _THREADS = 4
 """However many cores there are, so that the same frames make the same file. The encoder's each have
 a frame: PyAV's default, slices of one frame, takes more time and more room."""

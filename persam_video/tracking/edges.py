@@ -74,7 +74,7 @@ def along_edges(labels: UInt8Array, image_rgb: UInt8Array, passes: int) -> UInt8
         each = {i: _Filter(picture[place], radius) for i, place in places.items()}
     after = before
     for _ in range(passes):
-        drawn = _competed(after, places, each) if each else np.full_like(after, ids[0])
+        drawn = _competed(after, places, each) if each else np.full(after.shape, ids[0], np.uint8)
         drawn *= whole.filtered((after > 0) & ~void) > 0.5
         after = _laid_over(drawn, before, spared)
     after = _laid_over(_without_specks(after, ids), before, spared)
