@@ -241,6 +241,22 @@ def test_a_recording_outlives_one_that_was_made_before_it() -> None:
 
 
 @pytest.mark.needs_cuda
+def test_what_was_recorded_for_clips_before_keeps_no_memory() -> None:
+    def function(a: Tensor) -> tuple[Tensor, ...]:
+        return (a @ a @ a,)
+
+    reserved = []
+    with torch.inference_mode():
+        a = torch.randn(2048, 2048, device=CUDA) / 50
+        for _ in range(6):
+            replayed = Replayed(function)
+            for _ in range(OFTEN + 2):
+                replayed(a)
+            reserved.append(torch.cuda.memory_reserved())
+    assert reserved[-1] <= reserved[1]
+
+
+@pytest.mark.needs_cuda
 def test_recordings_are_of_a_stream(recorded: tuple[Replayed, list[int]]) -> None:
     function, _ = recorded
     assert not function._known
@@ -272,6 +288,7 @@ def test_shapes_that_come_often_are_recorded_and_the_oldest_are_forgotten(
     monkeypatch.setattr(cuda_graphs, "_key", lambda inputs: cuda_graphs._Key(0, inputs[0].shape))
     monkeypatch.setattr(cuda_graphs, "_MOST", 2)
     pools: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: pools.append("emptied"))
 
     def recording(function: Any, inputs: Any, pool: Any) -> FakeRecording:
         pools.append(pool)
@@ -288,7 +305,8 @@ def test_shapes_that_come_often_are_recorded_and_the_oldest_are_forgotten(
     assert [first(two), first(one), first(three)] == [1.0, 100.0, 1.0]
     assert [first(one), first(two)] == [100.0, 1.0]  # the two were the oldest, and begin anew
     assert [first(two) for _ in range(OFTEN)] == [1.0] * (OFTEN - 1) + [100.0]
-    assert pools == [None, (0, 1)]  # the second one shares the memory of the first
+    # The second one shares the memory of the first; before that, nothing of others is kept.
+    assert pools == ["emptied", None, (0, 1)]
 
 
 @pytest.mark.parametrize("failures", [1, 2])

@@ -71,9 +71,12 @@ class Replayed:
     def _record(self, known: _Known, key: _Key, inputs: Inputs) -> None:
         """Record the function, or find out that the GPU has no room for that."""
         with _recording:
+            pool = self._pool(key.stream)
+            if pool is None:  # as once in every clip
+                torch.cuda.empty_cache()  # gives back what recordings that are gone have left
             for _ in range(2):
                 try:
-                    known.recording = Recording.of(self._function, inputs, self._pool(key.stream))
+                    known.recording = Recording.of(self._function, inputs, pool)
                     return
                 except torch.cuda.OutOfMemoryError:
                     # While recording, torch does not use again what it keeps for other steps.
